@@ -1,0 +1,317 @@
+"""Requests from arrival to reply: admission, grouping by replicas, forwarding, collecting outcomes.
+
+Owns: open requests, which group each item joins, forwarded parts. Must not know: how a put or get is counted (writes, reads).
+
+All requests of one turn are grouped together, so a thousand single puts cost what one batch of a thousand costs. Only a replica of a key
+mints for it: items of other nodes' keys are forwarded, once. Any node coordinates a get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, TypeVar
+
+from zkv.core import messages as m
+from zkv.core import quorum
+from zkv.core.effects import Effect, Reply, Send
+from zkv.core.events import Route
+from zkv.core.messages import Status
+from zkv.core.quorum import Requirement
+from zkv.core.reads import ReadGroup, Reads
+from zkv.core.requests import OpenGet, OpenPut
+from zkv.core.ring import Row
+from zkv.core.topology import Bucket
+from zkv.core.view import View
+from zkv.core.writes import Manner, WriteGroup, Writes
+from zkv.ids import BUCKET_BYTES, NodeId, RequestId, bucket_of
+
+_T = TypeVar("_T")
+
+#: items in open requests above which new requests are refused
+OPEN_ITEMS_MAX: Final = 200_000
+OVERLOADED_RETRY_AFTER_MS: Final = 50
+#: deadlines within one such step (2**24 ns, 17 ms) share a group; the group keeps the earliest
+_DEADLINE_STEP_BITS: Final = 24
+_DEADLINE_DEFAULT_NS: Final = 60_000_000_000
+
+
+class Coordinator:
+    def __init__(self, view: View, writes: Writes, reads: Reads) -> None:
+        self._view = view
+        self._writes = writes
+        self._reads = reads
+        self._puts: dict[RequestId, OpenPut] = {}
+        self._done_puts: list[OpenPut] = []
+        self._done_gets: list[OpenGet] = []
+        self._forwards: dict[tuple[RequestId, NodeId], tuple[OpenPut, list[int], int]] = {}
+        self.open_items = 0
+
+    # --- arrival ---
+
+    def on_requests(self, requests: Iterable[tuple[Route, m.Put | m.Get]]) -> list[Effect]:
+        write_groups: dict[tuple[object, ...], WriteGroup] = {}
+        read_groups: dict[tuple[object, ...], ReadGroup] = {}
+        effects: list[Effect] = []
+        for route, message in requests:
+            if not message.deadline_ns:
+                message.deadline_ns = self._view.now_ns + _DEADLINE_DEFAULT_NS
+            if not message.keys:
+                effects.append(Reply(route, m.Refused(message.request, "InvalidKey", "a request without keys")))
+            elif self._view.ring is None or self._view.draining or self.open_items + len(message.keys) > OPEN_ITEMS_MAX:
+                effects.append(Reply(route, self._refusal(message)))
+            elif isinstance(message, m.Put):
+                effects.extend(self._on_put(route, message, write_groups))
+            else:
+                self._on_get(route, message, read_groups)
+        for write_group in write_groups.values():
+            effects.extend(self._writes.begin(write_group))
+        for read_group in read_groups.values():
+            effects.extend(self._reads.begin(read_group))
+        return effects
+
+    def _refusal(self, message: m.Put | m.Get) -> m.Refused:
+        if self._view.ring is None:
+            return m.Refused(
+                message.request, "Unavailable", "the cluster has not formed yet: not all nodes of --initial answered"
+            )
+        if self._view.draining:
+            return m.Refused(message.request, "Unavailable", f"node {self._view.name} is stopping")
+        text = f"{self.open_items} items are being worked on, the limit is {OPEN_ITEMS_MAX}"
+        return m.Refused(message.request, "Overloaded", text, {"retry_after_ms": OVERLOADED_RETRY_AFTER_MS})
+
+    def _on_put(self, route: Route, message: m.Put, groups: dict[tuple[object, ...], WriteGroup]) -> list[Effect]:
+        already = self._puts.get(message.request)
+        if already is not None:
+            already.route = route  # the same request on a new connection: it is being worked on
+            return []
+        open_put = OpenPut(route, message, self._done_puts)
+        self._puts[message.request] = open_put
+        self.open_items += len(message.keys)
+        everything = list(range(len(message.keys)))
+        if message.deadline_ns <= self._view.now_ns:
+            open_put.settle_failed(everything, Status.EXPIRED)
+            return []
+        outcome = self._view.memory.recall(message.request)
+        if outcome is None and self._view.memory.is_too_old(message.request):
+            open_put.settle_failed(everything, Status.TOO_OLD)
+            return []
+        rows = self._view.rows_of(message.keys)
+        elsewhere: dict[NodeId, list[int]] = {}
+        for (bucket, row_group, manner), items in self._sorted_out(open_put, rows, outcome is not None).items():
+            if bucket is None:
+                open_put.settle_failed(items, Status.NO_SUCH_BUCKET)
+                continue
+            row = rows[items[0]]
+            assert row is not None
+            if self._view.node not in row.replicas:
+                self._elsewhere(open_put, row, items, elsewhere)
+                continue
+            requirement = self._requirement(message.w, bucket.w, row)
+            key = (
+                row_group,
+                bucket.bucket_id,
+                str(message.w),
+                manner,
+                message.durable,
+                message.deadline_ns >> _DEADLINE_STEP_BITS,
+            )
+            group = groups.get(key)
+            if group is None:
+                group = self._writes.new_group(row.replicas, requirement, manner, message.durable, message.deadline_ns)
+                group.pasts_needed = self._requirement(None, bucket.r, row).count
+                groups[key] = group
+            group.deadline_ns = min(group.deadline_ns, message.deadline_ns)
+            group.segments.append((open_put, items))
+            group.rows.extend([rows[i] for i in items])  # type: ignore[misc]
+            if outcome is not None:
+                group.outcomes.append(outcome)
+        return [effect for node, items in elsewhere.items() for effect in self._forward(open_put, items, node)]
+
+    def _sorted_out(
+        self, open_put: OpenPut, rows: list[Row | None], repeated: bool
+    ) -> dict[tuple[Bucket | None, int, Manner], list[int]]:
+        """Items by bucket, replica set and manner; too large values are settled here."""
+        message = open_put.message
+        uniform = self._uniform(message, rows, repeated)
+        if uniform is not None:
+            return {uniform: list(range(len(rows)))}
+        sorted_out: dict[tuple[Bucket | None, int, Manner], list[int]] = {}
+        contexts = message.contexts
+        manners: dict[int, Manner] = {}
+        buckets = self._view.buckets
+        for i, row in enumerate(rows):
+            bucket_id = bucket_of(message.keys[i])
+            bucket = buckets.get(bucket_id)
+            if row is None or bucket is None:
+                sorted_out.setdefault((None, -1, Manner.STATED), []).append(i)
+                continue
+            value = message.values[i]
+            if value is not None and len(value) > bucket.value_bytes_max:
+                open_put.settle_failed([i], Status.TOO_LARGE, bucket.value_bytes_max, len(value))
+                continue
+            if repeated:
+                manner = Manner.REPEATED
+            elif message.again or (contexts is not None and contexts[i] is not None):
+                manner = Manner.STATED
+            else:
+                blind = manners.get(bucket_id)
+                if blind is None:
+                    blind = manners[bucket_id] = self._blind_manner(message, bucket, row)
+                manner = blind
+            sorted_out.setdefault((bucket, row.group, manner), []).append(i)
+        return sorted_out
+
+    def _uniform(
+        self, message: m.Put, rows: list[Row | None], repeated: bool
+    ) -> tuple[Bucket | None, int, Manner] | None:
+        """Where all items of a blind batch go, if they go one way: the usual case, judged by the batch and not by the item."""
+        first = rows[0]
+        if (
+            repeated
+            or message.contexts is not None
+            or first is None
+            or len({key[:BUCKET_BYTES] for key in message.keys}) > 1
+        ):
+            return None
+        group = first.group
+        bucket = self._view.buckets[bucket_of(message.keys[0])]
+        if any(row.group != group for row in rows):  # type: ignore[union-attr]
+            return None
+        if max([len(value) for value in message.values if value is not None], default=0) > bucket.value_bytes_max:
+            return None
+        return bucket, group, Manner.STATED if message.again else self._blind_manner(message, bucket, first)
+
+    def _blind_manner(self, message: m.Put, bucket: Bucket, row: Row) -> Manner:
+        sloppy = bucket.sloppy if message.sloppy is None else message.sloppy
+        n = len(row.replicas)
+        w, r = self._requirement(message.w, bucket.w, row).count, self._requirement(None, bucket.r, row).count
+        # Strict means W+R>N; a caller who asks for less has chosen speed over the overlap and gets what is held.
+        return Manner.HELD if sloppy or w + r <= n or n == 1 else Manner.READ_FIRST
+
+    def _requirement(self, level: m.Level, default: m.Level, row: Row) -> Requirement:
+        return quorum.resolve(level, default, row.replicas, self._view.dc_of, self._view.dc)
+
+    # --- forwarding ---
+
+    def _elsewhere(self, open_put: OpenPut, row: Row, items: list[int], elsewhere: dict[NodeId, list[int]]) -> None:
+        order = self._view.ask_order(row.replicas)
+        if open_put.message.hop:
+            open_put.settle_failed(items, Status.NOT_REPLICA)
+        elif not order:
+            open_put.settle_failed(items, Status.UNAVAILABLE, 1, 0)
+        else:
+            elsewhere.setdefault(order[0], []).extend(items)
+
+    def _forward(self, open_put: OpenPut, items: list[int], node: NodeId) -> list[Effect]:
+        whole = open_put.message
+
+        part = m.Put(
+            whole.request,
+            [whole.keys[i] for i in items],
+            [whole.values[i] for i in items],
+            [whole.checksums[i] for i in items],
+            _cut(whole.contexts, items),
+            _cut(whole.bases, items),
+            _cut(whole.expires_ms, items),
+            _cut(whole.voids, items),
+            items,
+            whole.w,
+            whole.sloppy,
+            whole.durable,
+            whole.again,
+            whole.want_context,
+            hop=True,
+            deadline_ns=whole.deadline_ns,
+        )
+        self._forwards[(whole.request, node)] = (open_put, items, whole.deadline_ns)
+        return [Send(node, part)]
+
+    def on_part(self, node: NodeId, reply: m.PutReply) -> None:
+        forward = self._forwards.pop((reply.request, node), None)
+        if forward is not None and len(reply.counters) == len(forward[1]):
+            forward[0].take_part(forward[1], reply)
+
+    def on_part_refused(self, node: NodeId, refused: m.Refused) -> None:
+        forward = self._forwards.pop((refused.request, node), None)
+        if forward is not None:
+            forward[0].settle_failed(
+                forward[1], Status.OVERLOADED if refused.code == "Overloaded" else Status.UNAVAILABLE
+            )
+
+    def on_part_undeliverable(self, node: NodeId, part: m.Put) -> None:
+        forward = self._forwards.pop((part.request, node), None)
+        if forward is not None:
+            forward[0].settle_failed(forward[1], Status.UNAVAILABLE, 1, 0)
+
+    def on_lost(self, node: NodeId) -> None:
+        """Parts on their way to a node whose connection broke may or may not have been carried out."""
+        for key in [key for key in self._forwards if key[1] == node]:
+            open_put, items, _ = self._forwards.pop(key)
+            open_put.settle_failed(items, Status.QUORUM_NOT_MET, 1, 0)
+
+    # --- gets ---
+
+    def _on_get(self, route: Route, message: m.Get, groups: dict[tuple[object, ...], ReadGroup]) -> None:
+        open_get = OpenGet(route, message, self._done_gets)
+        self.open_items += len(message.keys)
+        if message.deadline_ns <= self._view.now_ns:
+            open_get.settle_failed(list(range(len(message.keys))), Status.EXPIRED)
+            return
+        rows = self._view.rows_of(message.keys)
+        by_group: dict[tuple[int, int], list[int]] = {}
+        for i, row in enumerate(rows):
+            by_group.setdefault((-1 if row is None else row.group, bucket_of(message.keys[i])), []).append(i)
+        for (row_group, bucket_id), items in by_group.items():
+            row = rows[items[0]]
+            if row is None:
+                open_get.settle_failed(items, Status.NO_SUCH_BUCKET)
+                continue
+            bucket = self._view.buckets[bucket_id]
+            key = (row_group, bucket_id, str(message.r), message.sloppy, message.deadline_ns >> _DEADLINE_STEP_BITS)
+            group = groups.get(key)
+            if group is None:
+                requirement = self._requirement(message.r, bucket.r, row)
+                agree = self._agreement(message, bucket, row, requirement)
+                group = groups[key] = self._reads.new_group(row.replicas, requirement, agree, message.deadline_ns)
+            group.deadline_ns = min(group.deadline_ns, message.deadline_ns)
+            group.segments.append((open_get, items))
+            group.rows.extend([rows[i] for i in items])  # type: ignore[misc]
+
+    def _agreement(self, message: m.Get, bucket: Bucket, row: Row, requirement: Requirement) -> int:
+        """How many primaries must report exactly the same; 0 where the strict promise was not asked for."""
+        sloppy = bucket.sloppy if message.sloppy is None else message.sloppy
+        n = len(row.replicas)
+        w = self._requirement(None, bucket.w, row).count
+        if sloppy or requirement.count + w <= n:
+            return 0
+        return min(n, max(quorum.overlap(n, min(requirement.count, n)), quorum.majority(n)))
+
+    # --- replies ---
+
+    def finished(self) -> list[Effect]:
+        """Replies of all requests whose last item was settled since the last call."""
+        effects: list[Effect] = []
+        for open_put in self._done_puts:
+            del self._puts[open_put.message.request]
+            self.open_items -= len(open_put.message.keys)
+            effects.append(Reply(open_put.route, open_put.reply()))
+        for open_get in self._done_gets:
+            self.open_items -= len(open_get.message.keys)
+            effects.append(Reply(open_get.route, open_get.reply(self._view.wall_ms)))
+        self._done_puts.clear()
+        self._done_gets.clear()
+        return effects
+
+    def on_time(self) -> None:
+        """Forwarded parts that never came back."""
+        now_ns = self._view.now_ns
+        for key in [key for key, (_, _, deadline_ns) in self._forwards.items() if deadline_ns <= now_ns]:
+            open_put, items, _ = self._forwards.pop(key)
+            open_put.settle_failed(items, Status.DEADLINE, 1, 0)
+
+    def next_wakeup_ns(self) -> int | None:
+        return min((deadline_ns for _, _, deadline_ns in self._forwards.values()), default=None)
+
+
+def _cut(column: list[_T] | None, items: list[int]) -> list[_T] | None:
+    return None if column is None else [column[i] for i in items]

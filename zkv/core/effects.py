@@ -1,0 +1,117 @@
+"""Everything that the core can order.
+
+Owns: the outputs of `NodeState.handle`. Must not know: how an order is carried out. `cause` comes back in the event that answers it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from zkv.core.events import Route
+from zkv.core.messages import ClientReply, Heartbeat, PeerReply, PeerRequest, RecordBlock
+from zkv.core.versions import Base
+from zkv.ids import NodeId, RequestId
+
+
+@dataclass(slots=True)
+class Mint:
+    """Read, merge, mint and log these items as one step. Answered by Minted, then Persisted. One row per item in every column.
+
+    covered[i]       what item i replaces; with replace_held[i] all that is held, and what this base covers
+    values[i]        None = delete
+    requests[i]      the client's request and the item's number in it
+    """
+
+    cause: int
+    durable: bool
+    keys: list[bytes] = field(default_factory=list)
+    row_versions: list[int] = field(default_factory=list)
+    fences: list[int] = field(default_factory=list)
+    covered: list[Base] = field(default_factory=list)
+    replace_held: list[bool] = field(default_factory=list)
+    values: list[bytes | None] = field(default_factory=list)
+    checksums: list[int] = field(default_factory=list)
+    expires_ms: list[int] = field(default_factory=list)
+    voids: list[tuple[int, ...]] = field(default_factory=list)
+    requests: list[tuple[RequestId, int]] = field(default_factory=list)
+    stamp: int = 0
+
+
+@dataclass(slots=True)
+class Join:
+    """Join these sets with ours and log what changed, as one step. Answered by Joined, then Persisted."""
+
+    cause: int
+    block: RecordBlock
+    durable: bool
+
+
+@dataclass(slots=True)
+class Read:
+    """Answered by ReadDone; with `durable` only once what was read is synced."""
+
+    cause: int
+    keys: list[bytes]
+    durable: bool
+
+
+@dataclass(slots=True)
+class Scan:
+    """A page of the keys held in a partition. Answered by Scanned."""
+
+    cause: int
+    bucket_id: int
+    partition: int
+    after: bytes
+    limit: int
+
+
+@dataclass(slots=True)
+class ReadPage:
+    """Whole sets, by partition and key, from (partition, after) on, of the partitions wanted. Answered by Pulled."""
+
+    cause: int
+    partitions: list[int]
+    after: bytes
+    bytes_max: int
+
+
+@dataclass(slots=True)
+class MarkSynced:
+    """Note durably that this store may answer reads. Answered by Synced."""
+
+
+@dataclass(slots=True)
+class Send:
+    node: NodeId
+    message: PeerRequest
+
+
+@dataclass(slots=True)
+class Reply:
+    route: Route
+    message: ClientReply | PeerReply
+
+
+@dataclass(slots=True)
+class Publish:
+    message: Heartbeat
+
+
+@dataclass(slots=True)
+class Adopt:
+    """Make the first epoch ours, durably, before anything else is said. unsynced: this directory lost what it held."""
+
+    unsynced: bool
+    stores: dict[NodeId, bytes]
+
+
+@dataclass(slots=True)
+class Note:
+    """Something for the operator's log. level: "info", "warning", "error"."""
+
+    level: str
+    text: str
+
+
+Effect = Mint | Join | Read | ReadPage | Scan | MarkSynced | Send | Reply | Publish | Adopt | Note

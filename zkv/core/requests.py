@@ -1,0 +1,227 @@
+"""Requests of clients (and forwarded ones) that are open at this node, item by item, until their reply leaves.
+
+Owns: which items are settled and with what, and the reply made of that. Must not know: quorums, replicas, time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from zkv.core import messages as m
+from zkv.core.events import Route
+from zkv.core.messages import Status
+from zkv.core.versions import Context, Sibling, VersionSet, visible
+from zkv.ids import Actor
+
+#: not settled yet; never leaves this module
+_OPEN: Final = -1
+
+
+class OpenPut:
+    """One Put and what became of each item."""
+
+    __slots__ = (
+        "_actor_of_item",
+        "_actors",
+        "_contexts",
+        "_counters",
+        "_done",
+        "_got",
+        "_left",
+        "_receipt_of_item",
+        "_receipts",
+        "_required",
+        "_statuses",
+        "message",
+        "route",
+    )
+
+    def __init__(self, route: Route, message: m.Put, done: list[OpenPut]) -> None:
+        n = len(message.keys)
+        self.route = route
+        self.message = message
+        self._left = n
+        self._done = done
+        self._statuses = [_OPEN] * n
+        self._required: list[int] | None = None
+        self._got: list[int] | None = None
+        self._counters = [0] * n
+        self._actors: list[Actor] = []
+        self._actor_of_item = [-1] * n
+        self._receipts: list[m.Receipt] = []
+        self._receipt_of_item = [-1] * n
+        self._contexts: list[Context | None] | None = [None] * n if message.want_context else None
+
+    def settle_ok(
+        self,
+        items: list[int],
+        counters: list[int],
+        actor: Actor,
+        receipt: m.Receipt,
+        contexts: list[Context | None] | None = None,
+    ) -> None:
+        """These items, in ascending order, are held by the stores of `receipt`."""
+        if actor not in self._actors:
+            self._actors.append(actor)
+        if receipt not in self._receipts:
+            self._receipts.append(receipt)
+        who, what = self._actors.index(actor), self._receipts.index(receipt)
+        n = len(self._statuses)
+        if self._left == n == len(items):  # the whole request at once: the usual case
+            self._statuses = [Status.OK] * n
+            self._counters = counters
+            self._actor_of_item = [who] * n
+            self._receipt_of_item = [what] * n
+            if contexts is not None:
+                self._contexts = contexts
+            self._left = 0
+            self._finish()
+            return
+        for position, item in enumerate(items):
+            if self._statuses[item] != _OPEN:
+                continue
+            self._statuses[item] = Status.OK
+            self._counters[item] = counters[position]
+            self._actor_of_item[item] = who
+            self._receipt_of_item[item] = what
+            if self._contexts is not None and contexts is not None:
+                self._contexts[item] = contexts[position]
+            self._left -= 1
+        self._finish()
+
+    def settle_failed(self, items: list[int], status: int, required: int = 0, got: int = 0) -> None:
+        for item in items:
+            if self._statuses[item] != _OPEN:
+                continue
+            if self._required is None or self._got is None:
+                self._required = [0] * len(self._statuses)
+                self._got = [0] * len(self._statuses)
+            self._statuses[item] = status
+            self._required[item] = required
+            self._got[item] = got
+            self._left -= 1
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._left == 0:
+            self._done.append(self)
+            self._left = -1  # said once
+
+    def take_part(self, items: list[int], part: m.PutReply) -> None:
+        """A forwarded part came back: its columns are for `items`."""
+        for position, item in enumerate(items):
+            status = part.statuses[position] if part.statuses else Status.OK
+            if status != Status.OK:
+                self.settle_failed(
+                    [item],
+                    status,
+                    part.required[position] if part.required else 0,
+                    part.got[position] if part.got else 0,
+                )
+                continue
+            actor = Actor(part.actors[part.actor_of_item[position] if part.actor_of_item else 0])
+            receipt = part.receipts[part.receipt_of_item[position] if part.receipt_of_item else 0]
+            contexts = [part.contexts[position]] if part.contexts else None
+            self.settle_ok([item], [part.counters[position]], actor, receipt, contexts)
+
+    def reply(self) -> m.PutReply:
+        assert self._left == -1, "every item is settled"
+        clean = self._required is None
+        return m.PutReply(
+            self.message.request,
+            None if clean else self._statuses,
+            self._required,
+            self._got,
+            list(self._actors),
+            self._actor_of_item if len(self._actors) > 1 or not clean else None,
+            self._counters,
+            self._receipts,
+            self._receipt_of_item if len(self._receipts) > 1 or not clean else None,
+            self._contexts,
+        )
+
+
+class OpenGet:
+    """One Get and the set found for each item."""
+
+    __slots__ = ("_done", "_got", "_left", "_required", "_sets", "_statuses", "message", "route")
+
+    def __init__(self, route: Route, message: m.Get, done: list[OpenGet]) -> None:
+        n = len(message.keys)
+        self.route = route
+        self.message = message
+        self._left = n
+        self._done = done
+        self._statuses = [_OPEN] * n
+        self._required: list[int] | None = None
+        self._got: list[int] | None = None
+        self._sets: list[VersionSet | None] = [None] * n
+
+    def settle_ok(self, items: list[int], sets: list[VersionSet | None]) -> None:
+        if self._left == len(self._sets) == len(items):
+            self._sets = sets
+            self._statuses = [Status.OK] * len(sets)
+            self._left = 0
+            self._finish()
+            return
+        for item, versions in zip(items, sets, strict=True):
+            if self._statuses[item] == _OPEN:
+                self._statuses[item] = Status.OK
+                self._sets[item] = versions
+                self._left -= 1
+        self._finish()
+
+    def settle_failed(self, items: list[int], status: int, required: int = 0, got: int = 0) -> None:
+        for item in items:
+            if self._statuses[item] != _OPEN:
+                continue
+            if self._required is None or self._got is None:
+                self._required = [0] * len(self._statuses)
+                self._got = [0] * len(self._statuses)
+            self._statuses[item] = status
+            self._required[item] = required
+            self._got[item] = got
+            self._left -= 1
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._left == 0:
+            self._done.append(self)
+            self._left = -1  # said once
+
+    def reply(self, wall_ms: int) -> m.GetReply:
+        assert self._left == -1, "every item is settled"
+        counts: list[int] = []
+        checksums: list[int] = []
+        expires: list[int] = []
+        stamps: list[int] = []
+        values: list[bytes] = []
+        heads = self.message.heads
+        plain = True
+        for versions in self._sets:
+            if versions is not None and len(versions.siblings) == 1 and not versions.siblings[0].expires_ms:
+                shown: tuple[Sibling, ...] = versions.siblings
+            else:
+                shown = visible(versions, wall_ms)
+                plain = plain and len(shown) == 1
+            counts.append(len(shown))
+            for s in shown:
+                checksums.append(s.checksum)
+                expires.append(s.expires_ms)
+                stamps.append(s.stamp)
+                values.append(b"" if heads else s.value)
+        contexts: list[Context | None] | None = None
+        if self.message.want_context:
+            contexts = [None if versions is None else versions.context for versions in self._sets]
+        return m.GetReply(
+            self.message.request,
+            None if self._required is None else self._statuses,
+            self._required,
+            self._got,
+            None if plain else counts,
+            checksums,
+            expires if any(expires) else None,
+            stamps if self.message.want_context else None,
+            values,
+            contexts,
+        )
