@@ -1,0 +1,258 @@
+"""Record blocks: version sets as bytes, the same for the log and for replicas.
+
+Owns: the byte form of records, contexts and pasts. Must not know: sockets, files, who sends or stores a block.
+
+A block is (meta, values): meta is a msgpack array of records, values the siblings' values joined in order. Values are never re-encoded: what
+a coordinator packs once goes to its own log and to every replica, and a replica logs what it received. A record is
+`[key, row version, fence, request|nil, siblings, past, cloud|nil]`, a sibling `[actor, counter, stamp, expires_ms, checksum, session,
+sequence, voids|nil, value length]`, a past a flat `[actor, n, actor, n, ...]` sorted by actor. docs/wire.md has the picture.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgpack
+
+from zkv.core.messages import Record, RecordBlock
+from zkv.core.versions import Context, Sibling, VersionSet
+from zkv.errors import ProtocolError
+from zkv.ids import ACTOR_BYTES, BUCKET_BYTES, KEY_BYTES_MAX, Actor, Dot
+
+#: codec id of a log batch whose body is `length of meta (u32, little-endian) | meta | values`
+BLOCK_CODEC: Final = 1
+#: longest array anywhere in a message: items of a batch, actors and siblings of a set
+ARRAY_MAX: Final = 65_536
+RECORDS_MAX: Final = 16_384
+
+_META_LENGTH = struct.Struct("<I")
+_STORED_KEY_MAX: Final = BUCKET_BYTES + KEY_BYTES_MAX
+
+_packer = msgpack.Packer(use_bin_type=True, autoreset=True)
+
+
+def pack(tree: Any) -> bytes:
+    """Plain msgpack of lists, ints, strings, bytes, None and booleans."""
+    packed: bytes = _packer.pack(tree)
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    """Raises: ProtocolError for anything that is not exactly one well-formed value within bounds."""
+    try:
+        return msgpack.unpackb(
+            data,
+            use_list=True,
+            raw=False,
+            strict_map_key=True,
+            max_array_len=ARRAY_MAX,
+            max_map_len=4096,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        raise ProtocolError(f"not a msgpack body: {error}") from error
+
+
+# --- contexts ----------------------------------------------------------------------------------------------------------------
+
+
+def flat_past(past: Mapping[Actor, int]) -> list[bytes | int]:
+    flat: list[bytes | int] = []
+    for actor in sorted(past) if len(past) > 1 else past:
+        flat.append(actor)
+        flat.append(past[actor])
+    return flat
+
+
+def past_from_flat(flat: Any) -> dict[Actor, int]:
+    if type(flat) is not list or len(flat) % 2:
+        raise ProtocolError("a past is a flat list of actors and counters")
+    past = dict(zip(flat[::2], flat[1::2], strict=True))
+    for actor, n in past.items():
+        if type(actor) is not bytes or len(actor) != ACTOR_BYTES or type(n) is not int or n < 1:
+            raise ProtocolError("a past maps 12-byte actors to counters above 0")
+    if len(past) * 2 != len(flat):
+        raise ProtocolError("an actor stands twice in a past")
+    return past
+
+
+def flat_cloud(cloud: Sequence[Dot]) -> list[bytes | int] | None:
+    return [part for dot in cloud for part in dot] if cloud else None
+
+
+def cloud_from_flat(flat: Any) -> tuple[Dot, ...]:
+    if flat is None:
+        return ()
+    if type(flat) is not list or len(flat) % 2:
+        raise ProtocolError("a cloud is a flat list of actors and counters")
+    dots = sorted(set(zip(flat[::2], flat[1::2], strict=True)))
+    for actor, n in dots:
+        if type(actor) is not bytes or len(actor) != ACTOR_BYTES or type(n) is not int or n < 1:
+            raise ProtocolError("a cloud holds 12-byte actors and counters above 0")
+    return tuple(dots)
+
+
+def context_to_tree(context: Context | None) -> list[Any] | None:
+    return None if context is None else [flat_past(context.past), flat_cloud(context.cloud)]
+
+
+def context_from_tree(tree: Any) -> Context | None:
+    if tree is None:
+        return None
+    if type(tree) is not list or len(tree) != 2:
+        raise ProtocolError("a context is a past and a cloud")
+    return Context(past_from_flat(tree[0]), cloud_from_flat(tree[1]))
+
+
+def context_to_bytes(context: Context) -> bytes:
+    """The opaque form that users hold. The empty context is b""."""
+    if not context.past and not context.cloud:
+        return b""
+    return pack(context_to_tree(context))
+
+
+def context_from_bytes(data: bytes) -> Context:
+    """Raises: ProtocolError when these are not bytes of `context_to_bytes`."""
+    context = context_from_tree(unpack(data)) if data else Context({})
+    if context is None:
+        raise ProtocolError("not a context")
+    return context
+
+
+# --- blocks ------------------------------------------------------------------------------------------------------------------
+
+
+def encode_block(block: RecordBlock) -> tuple[bytes, bytes]:
+    """(meta, values); made once per block and remembered on it."""
+    if block.encoded is None:
+        values: list[bytes] = []
+        rows = [_record_to_tree(record, values) for record in block.records]
+        block.encoded = (pack(rows), b"".join(values))
+    return block.encoded
+
+
+def _record_to_tree(record: Record, values: list[bytes]) -> list[Any]:
+    versions = record.versions
+    siblings = []
+    for s in versions.siblings:
+        value = s.value
+        values.append(value)
+        siblings.append(
+            [
+                s.actor,
+                s.counter,
+                s.stamp,
+                s.expires_ms,
+                s.checksum,
+                s.session,
+                s.sequence,
+                s.voids or None,
+                len(value),
+            ]
+        )
+    return [
+        record.key,
+        record.row_version,
+        record.fence,
+        record.request,
+        siblings,
+        flat_past(versions.past),
+        flat_cloud(versions.cloud),
+    ]
+
+
+def decode_block(meta: bytes, values: bytes) -> RecordBlock:
+    """The block that `encode_block` made. Keeps the bytes, so that logging it costs nothing more.
+
+    Raises: ProtocolError for bytes that are not a block, or whose lengths do not add up.
+    """
+    rows = unpack(meta)
+    if type(rows) is not list or len(rows) > RECORDS_MAX:
+        raise ProtocolError("a block is an array of at most 16,384 records")
+    records: list[Record] = []
+    end = len(values)
+    offset = 0
+    try:
+        for key, row_version, fence, request, sibling_rows, flat, cloud in rows:
+            if type(key) is not bytes or not BUCKET_BYTES < len(key) <= _STORED_KEY_MAX or row_version | fence < 0:
+                raise ProtocolError("a record begins with a stored key of 5 to 1,028 bytes, a row version and a fence")
+            if request is not None:
+                session, sequence, item, minted = request
+                request = (session, sequence, item, minted)
+                if session | sequence | item | minted < 0:
+                    raise ProtocolError("a record's request is session, sequence, item and counter")
+            siblings = []
+            for row in sibling_rows:
+                actor, counter, stamp, expires_ms, checksum, session, sequence, voids, length = row
+                start, offset = offset, offset + length
+                # One expression for seven checks: `|` refuses what is no integer, and is negative if any of them is.
+                if (
+                    type(actor) is not bytes
+                    or len(actor) != ACTOR_BYTES
+                    or counter | stamp | expires_ms | checksum | session | sequence | length < 0
+                    or offset > end
+                ):
+                    raise ProtocolError(
+                        "a sibling is an actor, numbers that are not negative, and a value within the block"
+                    )
+                given_up = () if voids is None else _voids(voids)
+                siblings.append(
+                    Sibling(
+                        Actor(actor),
+                        counter,
+                        stamp,
+                        expires_ms,
+                        checksum,
+                        session,
+                        sequence,
+                        given_up,
+                        values[start:offset],
+                    )
+                )
+            if cloud is None and len(flat) == 2 and len(siblings) == 1 and flat[0] == actor and flat[1] >= counter > 0:
+                versions = VersionSet((siblings[0],), {actor: flat[1]})
+            else:
+                versions = VersionSet(tuple(siblings), past_from_flat(flat), cloud_from_flat(cloud))
+                _check_set(versions)
+            records.append(Record(key, row_version, fence, request, versions))
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"not a record: {error}") from error
+    if offset != end:
+        raise ProtocolError(f"the records speak of {offset} bytes of values, {end} came")
+    return RecordBlock(records, (meta, values))
+
+
+def _voids(voids: Any) -> tuple[int, ...]:
+    if type(voids) is not list or not all(type(n) is int and n >= 0 for n in voids):
+        raise ProtocolError("voids are sequence numbers")
+    return tuple(voids)
+
+
+def _check_set(versions: VersionSet) -> None:
+    if len(versions.siblings) == 1 and not versions.cloud:
+        (only,) = versions.siblings
+        if versions.past.get(only.actor, 0) < only.counter or only.counter < 1:
+            raise ProtocolError("a set must know its own dots")
+        return
+    try:
+        versions.check_invariants()
+    except AssertionError as error:
+        raise ProtocolError(f"not a version set: {error}") from error
+
+
+def block_to_log(block: RecordBlock) -> list[bytes]:
+    """The parts of a log batch body, codec BLOCK_CODEC."""
+    meta, values = encode_block(block)
+    return [_META_LENGTH.pack(len(meta)), meta, values]
+
+
+def block_from_log(body: bytes) -> RecordBlock:
+    if len(body) < _META_LENGTH.size:
+        raise ProtocolError("a log body shorter than its length field")
+    (meta_bytes,) = _META_LENGTH.unpack_from(body)
+    end = _META_LENGTH.size + meta_bytes
+    if end > len(body):
+        raise ProtocolError("a log body shorter than its records")
+    return decode_block(body[_META_LENGTH.size : end], body[end:])
