@@ -1,0 +1,320 @@
+"""One turn of a node: frames to events, effects to calls. The same class in production and in simulation.
+
+Owns: the order of a turn, the step that is logged in it, who waits for which sync. Must not know: zmq, files, which rule asked for what.
+
+A turn: decode all that came -> hand it to the core as one batch -> reads at once -> all mints and joins as one step with one log write
+-> what follows from it -> one flush of frames. Nothing leaves before the step it speaks of is in the log; an ack that promises durability
+leaves when the sync that covers it has returned. A step that the log refuses is undone and answered as failed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from zkv.codec import records, wire
+from zkv.core import effects as fx
+from zkv.core import events as ev
+from zkv.core import messages as m
+from zkv.core.events import Event, Route
+from zkv.core.messages import Kind, RecordBlock, Status
+from zkv.core.node_state import NodeState
+from zkv.errors import DiskFull, ProtocolError, VersionMismatch
+from zkv.ids import NodeId
+from zkv.ports import Clock, Frames, Inbox, Log, Transport
+from zkv.storage.record_table import RecordTable
+
+#: stamps from elsewhere move our clock at most this far ahead of wall time
+CLOCK_AHEAD_MS_MAX: Final = 500
+_FROM_CLIENTS: Final = frozenset({Kind.HELLO, Kind.PUT, Kind.GET, Kind.SCAN, Kind.ADMIN})
+_FROM_PEERS: Final = frozenset({Kind.PEER_HELLO, Kind.REPLICA_PUT, Kind.REPLICA_GET, Kind.PUT, Kind.PULL})
+_FROM_REPLIERS: Final = frozenset(
+    {
+        Kind.PEER_HELLO_ACK,
+        Kind.REPLICA_PUT_ACK,
+        Kind.REPLICA_GET_REPLY,
+        Kind.PUT_REPLY,
+        Kind.PULL_REPLY,
+        Kind.REFUSED,
+    }
+)
+_WITHOUT_CLUSTER: Final = frozenset({Kind.HELLO, Kind.ADMIN, Kind.PEER_HELLO, Kind.PEER_HELLO_ACK})
+
+
+class Driver:
+    def __init__(
+        self,
+        state: NodeState,
+        table: RecordTable,
+        log: Log,
+        transport: Transport,
+        clock: Clock,
+        *,
+        cluster: int,
+        fsync: str,
+        adopt: Callable[[fx.Adopt], ev.Adopted],
+        mark_synced: Callable[[], None],
+        note: Callable[[str, str], None],
+    ) -> None:
+        """cluster: first eight bytes of the cluster id. fsync: `group`, `interval` or `never`.
+
+        adopt: makes an epoch ours on disk. mark_synced: notes on disk that this store may answer reads. note: writes a line to the operator's log.
+        """
+        self._state = state
+        self._table = table
+        self._log = log
+        self._transport = transport
+        self._clock = clock
+        self._cluster = cluster
+        self._every_ack_durable = fsync == "group"
+        self._adopt = adopt
+        self._mark_synced = mark_synced
+        self._note = note
+        self._events: deque[Event] = deque()
+        self._steps: list[fx.Mint | fx.Join] = []
+        self._out: list[fx.Send | fx.Reply | fx.Publish] = []
+        #: (log position, cause): votes that wait for a sync, in log order
+        self._awaiting_sync: deque[tuple[int, int]] = deque()
+        self._reads_awaiting_sync: list[tuple[int, ev.ReadDone]] = []
+        self.counters: dict[str, int] = dict.fromkeys(
+            ("frames_in", "frames_refused", "frames_foreign", "puts_logged", "steps_refused", "turns", "unsent"), 0
+        )
+        self._carry: dict[type, Callable[[Any], None]] = {
+            fx.Mint: self._steps.append,
+            fx.Join: self._steps.append,
+            fx.Read: self._read,
+            fx.Scan: self._scan,
+            fx.ReadPage: self._read_page,
+            fx.MarkSynced: self._carry_out_mark_synced,
+            fx.Send: self._out.append,
+            fx.Reply: self._out.append,
+            fx.Publish: self._out.append,
+            fx.Adopt: self._carry_out_adopt,
+            fx.Note: lambda note: self._note(note.level, note.text),
+        }
+
+    @property
+    def state(self) -> NodeState:
+        return self._state
+
+    # --- a turn ---
+
+    def turn(self, inbox: Inbox) -> None:
+        """Everything that the inbox and the passing of time cause, up to the last frame sent.
+
+        Raises: StorageFailed when the log is no longer to be trusted; the node must stop.
+        """
+        self.counters["turns"] += 1
+        self._decode(inbox)
+        self._collect_synced()
+        now_ns = self._clock.monotonic_ns()
+        if now_ns >= self._state.next_wakeup_ns():
+            self._events.append(ev.Woke())
+        self._run()
+        while self._out:
+            self._flush()
+            self._run()
+        self._log.turn_done(self._clock.monotonic_ns(), bool(self._awaiting_sync or self._reads_awaiting_sync))
+
+    def next_wakeup_ns(self) -> int:
+        """When a turn is wanted although nothing arrived."""
+        rules = self._state.next_wakeup_ns()
+        sync = self._log.next_sync_due_ns(self._clock.monotonic_ns())
+        return rules if sync is None else min(rules, sync)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is open and nothing waits for a sync: a drain has finished."""
+        return self._state.idle and not self._awaiting_sync and not self._reads_awaiting_sync
+
+    def _run(self) -> None:
+        """Events and what they order, until nothing is left but frames to send."""
+        state, events = self._state, self._events
+        now_ns, wall_ms = self._clock.monotonic_ns(), self._clock.wall_ns() // 1_000_000
+        while events or self._steps:
+            while events:
+                for effect in state.handle(events.popleft(), now_ns, wall_ms):
+                    self._carry[type(effect)](effect)
+            if self._steps:
+                steps, self._steps[:] = self._steps[:], []
+                self._carry_out(steps)
+
+    # --- in ---
+
+    def _decode(self, inbox: Inbox) -> None:
+        now_ns = self._clock.monotonic_ns()
+        for node, up in inbox.links:
+            self._events.append(ev.PeerConnected(node) if up else ev.PeerLost(node))
+        heard: dict[NodeId, None] = {}
+        for node, frames in inbox.gossip:
+            message = self._message(frames, frozenset({Kind.HEARTBEAT}), now_ns, None)
+            if message is not None and message.node == node:  # type: ignore[union-attr]
+                heard[node] = None
+        if heard:
+            self._events.append(ev.HeartbeatsHeard(list(heard)))
+        replies: list[tuple[NodeId, Any]] = []
+        for node, frames in inbox.replies:
+            message = self._message(frames, _FROM_REPLIERS, now_ns, None)
+            if message is not None:
+                replies.append((node, message))
+        if replies:
+            self._events.append(ev.RepliesArrived(replies))
+        requests: list[tuple[Route, Any]] = []
+        for peer, arrived, allowed in ((True, inbox.peers, _FROM_PEERS), (False, inbox.clients, _FROM_CLIENTS)):
+            for route_id, frames in arrived:
+                route = Route(route_id, peer)
+                message = self._message(frames, allowed, now_ns, route)
+                if message is not None:
+                    requests.append((route, message))
+        if requests:
+            self._events.append(ev.RequestsArrived(requests))
+
+    def _message(self, frames: Frames, allowed: frozenset[Kind], now_ns: int, route: Route | None) -> m.Message | None:
+        """The message, or None after counting, and where there is somebody to tell, saying why not."""
+        self.counters["frames_in"] += 1
+        request = (0, 0)
+        try:
+            header = wire.decode_header(frames)
+            request = (header.session, header.sequence)
+            if header.kind not in allowed:
+                raise ProtocolError(f"{header.kind.name} does not belong on this port")
+            if header.cluster != self._cluster and (header.cluster or header.kind not in _WITHOUT_CLUSTER):
+                self.counters["frames_foreign"] += 1
+                raise ProtocolError("this node belongs to another cluster")
+            return wire.decode(frames, now_ns=now_ns, header=header)
+        except ProtocolError as error:
+            self.counters["frames_refused"] += 1
+            if route is not None:
+                code = "VersionMismatch" if isinstance(error, VersionMismatch) else "ProtocolError"
+                self._out.append(fx.Reply(route, m.Refused(request, code, str(error))))
+            return None
+
+    def _collect_synced(self) -> None:
+        """What the last finished sync covers."""
+        self._log.drain_completions()
+        durable_seq = self._log.durable_seq
+        causes = []
+        while self._awaiting_sync and self._awaiting_sync[0][0] <= durable_seq:
+            causes.append(self._awaiting_sync.popleft()[1])
+        if causes:
+            self._events.append(ev.Persisted(causes, durable=True))
+        if self._reads_awaiting_sync:
+            ready = [read for seq, read in self._reads_awaiting_sync if seq <= durable_seq]
+            self._reads_awaiting_sync = [entry for entry in self._reads_awaiting_sync if entry[0] > durable_seq]
+            self._events.extend(ready)
+
+    # --- effects ---
+
+    def _read(self, read: fx.Read) -> None:
+        sets, seq = self._table.read(read.keys)
+        done = ev.ReadDone(read.cause, sets)
+        if read.durable and self._every_ack_durable and seq > self._log.durable_seq:
+            self._reads_awaiting_sync.append((seq, done))
+        else:
+            self._events.append(done)
+
+    def _scan(self, scan: fx.Scan) -> None:
+        keys, more = self._table.scan(scan.bucket_id, scan.partition, scan.after, scan.limit)
+        self._events.append(ev.Scanned(scan.cause, keys, more))
+
+    def _read_page(self, read: fx.ReadPage) -> None:
+        self._events.append(ev.Pulled(read.cause, *self._table.page(read.partitions, read.after, read.bytes_max)))
+
+    def _carry_out_mark_synced(self, mark: fx.MarkSynced) -> None:
+        self._mark_synced()
+        self._events.append(ev.Synced())
+
+    def _carry_out_adopt(self, adopt: fx.Adopt) -> None:
+        self._events.append(self._adopt(adopt))
+
+    def _carry_out(self, steps: list[fx.Mint | fx.Join]) -> None:
+        """All mints and joins as one log write; if that is refused, one by one, so that each gets its own answer."""
+        try:
+            self._step(steps, allow_reserve=False)
+        except DiskFull:
+            self._table.roll_back()
+            for step in steps:
+                self._step_alone(step)
+
+    def _step_alone(self, step: fx.Mint | fx.Join) -> None:
+        frees_space = isinstance(step, fx.Mint) and not any(v is not None for v in step.values)
+        try:
+            self._step([step], allow_reserve=frees_space)
+        except DiskFull:
+            self._table.roll_back()
+            self.counters["steps_refused"] += 1
+            if isinstance(step, fx.Mint):
+                statuses = [int(Status.DISK_FULL)] * len(step.keys)
+                self._events.append(ev.Minted(step.cause, RecordBlock([]), self._table.actor, [], statuses))
+            else:
+                statuses = [int(Status.DISK_FULL)] * len(step.block.records)
+                self._events.append(ev.Joined(step.cause, statuses, []))
+
+    def _step(self, steps: list[fx.Mint | fx.Join], *, allow_reserve: bool) -> None:
+        blocks: list[tuple[int, int, list[bytes]]] = []
+        events: list[Event] = []
+        held: list[tuple[fx.Mint | fx.Join, int, bool]] = []
+        for step in steps:
+            if isinstance(step, fx.Mint):
+                block, counters, statuses = self._table.mint(step)
+                events.append(ev.Minted(step.cause, block, self._table.actor, counters, statuses))
+                to_log: RecordBlock | None = block if block.records else None
+                held.append((step, 0, to_log is not None))
+            else:
+                to_log, held_seq, statuses, inexact = self._table.join(step)
+                events.append(ev.Joined(step.cause, statuses, inexact))
+                held.append((step, held_seq, to_log is not None))
+            if to_log is not None:
+                blocks.append((len(to_log.records), records.BLOCK_CODEC, records.block_to_log(to_log)))
+                self.counters["puts_logged"] += len(to_log.records)
+        seq = self._log.append(blocks, allow_reserve=allow_reserve) if blocks else self._log.written_seq
+        self._table.commit(seq)
+        ahead = ((self._clock.wall_ns() // 1_000_000) + CLOCK_AHEAD_MS_MAX) << 16
+        self._state.view.clock.observe(min(self._table.stamp_high, ahead))
+        self._events.extend(events)
+        self._await(held, seq)
+
+    def _await(self, held: list[tuple[fx.Mint | fx.Join, int, bool]], seq: int) -> None:
+        """When each step counts as persisted: at once, or with the sync that covers it."""
+        durable_seq = self._log.durable_seq
+        written: list[int] = []
+        durable: list[int] = []
+        for step, held_seq, logged in held:
+            needed = seq if logged else held_seq
+            if needed <= durable_seq:
+                durable.append(step.cause)
+            elif self._every_ack_durable or step.durable:
+                # what an earlier step logged is waited for in log order with the rest
+                self._awaiting_sync.append(
+                    (max(needed, self._awaiting_sync[-1][0] if self._awaiting_sync else 0), step.cause)
+                )
+            else:
+                written.append(step.cause)
+        if written:
+            self._events.append(ev.Persisted(written, durable=False))
+        if durable:
+            self._events.append(ev.Persisted(durable, durable=True))
+
+    # --- out ---
+
+    def _flush(self) -> None:
+        out, self._out[:] = self._out[:], []
+        now_ns = self._clock.monotonic_ns()
+        encoded: dict[int, list[bytes]] = {}  # one message to several peers is encoded once; `out` keeps the ids alive
+        for effect in out:
+            message = effect.message
+            frames = encoded.get(id(message))
+            if frames is None:
+                frames = encoded[id(message)] = wire.encode(message, cluster=self._cluster, now_ns=now_ns)
+            if isinstance(effect, fx.Send):
+                if not self._transport.send_peer(effect.node, frames):
+                    self.counters["unsent"] += 1
+                    self._events.append(ev.Undeliverable(effect.node, effect.message))
+            elif isinstance(effect, fx.Publish):
+                self._transport.publish(frames)
+            elif effect.route.peer:
+                if not self._transport.answer_peer(effect.route.id, frames):
+                    self.counters["unsent"] += 1
+            elif not self._transport.send_client(effect.route.id, frames):
+                self.counters["unsent"] += 1

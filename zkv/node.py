@@ -1,0 +1,321 @@
+"""The composition root of a node: settings, real clock, real sockets, real files, and the loop that drives them.
+
+Owns: what is opened in which order, what a directory must match, start and stop. Must not know: any rule of the system.
+
+Ports are bound before anything is created. The directory says who the node is; flags that contradict it are refused. SIGTERM and SIGINT
+drain: no new requests, what is open is finished, the log is closed clean. A second signal stops at once. A store that fails stops the node.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any, Final
+
+from zkv.codec import records, value
+from zkv.config import NodeSettings
+from zkv.core import effects as fx
+from zkv.core import events as ev
+from zkv.core.bootstrap import ACTIVE, NEW, Bootstrap, Identity
+from zkv.core.clock import HybridClock
+from zkv.core.initial import initial_hash, initial_text, parse_initial
+from zkv.core.members import Member
+from zkv.core.node_state import NodeState
+from zkv.core.request_memory import RequestMemory
+from zkv.core.ring import position_of
+from zkv.core.topology import TopologyDocument, first_epoch
+from zkv.core.view import View
+from zkv.driver import Driver
+from zkv.errors import ConfigError, StorageFailed
+from zkv.ids import NodeId
+from zkv.storage.files import RealFiles
+from zkv.storage.log_store import LogStore
+from zkv.storage.opening import LogOptions
+from zkv.storage.record_table import RecordTable
+from zkv.storage.recovery import Recovery
+from zkv.transport.loop import ZmqTransport
+
+log = logging.getLogger("zkv.node")
+
+DRAIN_NS_MAX: Final = 10_000_000_000
+#: garbage collections of a process that holds millions of small long-lived objects: rare and short beats often
+GC_THRESHOLDS: Final = (100_000, 50, 100)
+_LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class RealClock:
+    """The machine's clocks."""
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def wall_ns(self) -> int:
+        return time.time_ns()
+
+
+class Node:
+    """One node. `run` blocks until it is stopped."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        """Binds, opens and recovers. Raises: AddressInUse, ConfigError, StoreLocked and other StorageErrors; nothing stays open then."""
+        settings.validate()
+        self.settings = settings
+        self._stop = threading.Event()
+        self._stop_now = False
+        self._transport = ZmqTransport(
+            listen=settings.listen, peer_listen=settings.peer_listen, gossip_listen=settings.gossip_listen
+        )
+        self._log: LogStore | None = None
+        try:
+            self._open()
+        except BaseException:
+            if self._log is not None:
+                self._log.close()
+            self._transport.close()
+            raise
+
+    # --- opening ---
+
+    def _open(self) -> None:
+        settings = self.settings
+        options = LogOptions(
+            fsync=settings.fsync,
+            fsync_interval_ns=settings.fsync_interval_ms * 1_000_000,
+            file_bytes=settings.wal_bytes,
+            reserve_bytes=settings.reserve_bytes,
+        )
+        self._log, recovery = LogStore.open(
+            settings.data, RealFiles(), options=options, create=True, on_wake=self._transport.wake
+        )
+        for text in recovery.notes:
+            log.warning("%s", text)
+        self._document = self._own_cluster(self._log)
+        self._judge_synced(self._log, recovery)
+        extra = self._log.manifest.extra
+        member = next(mb for mb in self._document.members if mb.name == settings.name)
+        memory = RequestMemory()
+        seed, shift = self._document.hash_seed, 64 - (self._document.partitions.bit_length() - 1)
+        self._table = RecordTable(self._log.open_id, memory, lambda key: position_of(key, seed) >> shift)
+        self._load(recovery)
+        view = View(
+            node=member.node_id,
+            name=member.name,
+            store=self._log.manifest.store_id,
+            open_id=self._log.open_id,
+            memory=memory,
+            clock=HybridClock(max(self._table.stamp_high, self._log.manifest.high_water_stamp)),
+            heartbeat_timeout_ns=settings.heartbeat_timeout_ms * 1_000_000,
+        )
+        view.now_ns = time.monotonic_ns()
+        phase = extra["phase"]
+        if phase == ACTIVE:
+            view.adopt(self._document, value.document_bytes(self._document))
+            view.unsynced = self._log.manifest.unsynced
+        others = {mb.node_id: mb for mb in self._document.members if mb.node_id != member.node_id}
+        stores = {NodeId(int(node, 16)): store for node, store in extra["stores"].items()}
+        identity = Identity(
+            node=member.node_id,
+            name=member.name,
+            store=view.store,
+            open_id=self._log.open_id,
+            initial=extra["initial"],
+            initial_hash=extra["initial_hash"],
+        )
+        bootstrap = Bootstrap(identity, {n: mb.name for n, mb in others.items()}, phase=phase, stores=stores)
+        self._state = NodeState(view, bootstrap, heartbeat_interval_ns=settings.heartbeat_interval_ms * 1_000_000)
+        self._driver = Driver(
+            self._state,
+            self._table,
+            self._log,
+            self._transport,
+            RealClock(),
+            cluster=int.from_bytes(self._document.cluster_id[:8], "big"),
+            fsync=settings.fsync,
+            adopt=self._adopt,
+            mark_synced=self._mark_synced,
+            note=lambda level, text: log.log(_LEVELS[level], "%s", text),
+        )
+        self._state.inspect.figures = {"driver": self._driver.counters}
+        self._transport.connect({n: (mb.peer_address, mb.gossip_address) for n, mb in others.items()})
+
+    def _own_cluster(self, store: LogStore) -> TopologyDocument:
+        """Epoch 1 of the cluster that this directory belongs to, or is about to help found. Refuses flags that contradict the directory."""
+        settings = self.settings
+        extra: dict[str, Any] = dict(store.manifest.extra)
+        founded = extra.get("phase") == ACTIVE
+        if store.manifest.node_name and store.manifest.node_name != settings.name:
+            raise ConfigError(
+                f"{settings.data} belongs to node {store.manifest.node_name!r}, not {settings.name!r}: "
+                f"start it with --name {store.manifest.node_name}, or choose another --data"
+            )
+        initial = settings.initial or extra.get("initial") or self._own_initial()
+        cluster_name = settings.cluster_name or extra.get("cluster_name") or "zkv"
+        partitions = extra["partitions"] if founded else settings.partitions
+        listed = parse_initial(initial)
+        digest = initial_hash(cluster_name, listed, partitions)
+        if founded and digest != extra["initial_hash"]:
+            raise ConfigError(
+                f"{settings.data} belongs to cluster {extra['cluster_name']!r} founded by {extra['initial']}; it cannot be started as a "
+                f"member of {cluster_name!r} with {initial}"
+            )
+        if founded and settings.initial:
+            log.info("the directory is a member already: --initial is ignored")
+        document = first_epoch(cluster_name, listed, partitions=partitions)
+        member = next((mb for mb in document.members if mb.name == settings.name), None)
+        if member is None:
+            raise ConfigError(f"--initial does not list this node: {settings.name!r} is not in {initial}")
+        if member.address != settings.advertise:
+            raise ConfigError(
+                f"--initial says {settings.name}@{member.address}, but this node is to be reached at {settings.advertise}: "
+                f"make --listen or --advertise and the list agree"
+            )
+        self._check_labels(member)
+        if not founded:
+            extra = {
+                "initial": initial,
+                "initial_hash": digest,
+                "cluster_name": cluster_name,
+                "partitions": partitions,
+                "phase": NEW,
+                "stores": {},
+            }
+            store.update_manifest(
+                cluster_id=document.cluster_id, node_id=member.node_id, node_name=member.name, extra=extra
+            )
+        return document
+
+    def _judge_synced(self, store: LogStore, recovery: Recovery) -> None:
+        """Whether this store may answer reads, beyond what the log itself could say. docs/decisions/004."""
+        extra = dict(store.manifest.extra)
+        damaged = recovery.degraded or extra.get("damaged", False)
+        if damaged and not extra.get("damaged"):
+            extra["damaged"] = True
+            store.update_manifest(extra=extra)
+        nobody_else = len(self._document.members) == 1
+        if store.manifest.unsynced and not damaged and (extra["phase"] == NEW or nobody_else):
+            if nobody_else and extra["phase"] == ACTIVE:
+                log.warning(
+                    "stopped uncleanly without fsync per ack: what was acknowledged in the last moments may be gone"
+                )
+            store.update_manifest(unsynced=False)
+
+    def _check_labels(self, member: Member) -> None:
+        """Labels of a listed node stand in the list, where all see the same; a flag that says otherwise would be ignored."""
+        settings = self.settings
+        usual = NodeSettings()
+        for label in ("dc", "rack", "weight"):
+            given, listed = getattr(settings, label), getattr(member, label)
+            if given not in (listed, getattr(usual, label)):
+                raise ConfigError(
+                    f"--{label} {given} is not what the list of the cluster says of {member.name}: {listed}; put labels into the list, "
+                    f"as in {member.name}@{member.address}/{label}={given}"
+                )
+
+    def _own_initial(self) -> str:
+        """The list of a cluster of one, with this node's labels."""
+        settings = self.settings
+        (own,) = parse_initial(settings.own_initial)
+        own = own._replace(dc=settings.dc, rack=settings.rack, label=settings.host, weight=settings.weight)
+        return initial_text([own])
+
+    def _load(self, recovery: Recovery) -> None:
+        started_ns = time.monotonic_ns()
+        gc.disable()  # nothing of what is built here is garbage
+        try:
+            for batch in recovery.batches():
+                if batch.codec != records.BLOCK_CODEC:
+                    raise ConfigError(
+                        f"{recovery.path}: a log batch of unknown kind {batch.codec}: written by a newer version"
+                    )
+                self._table.load(records.block_from_log(batch.body))
+        finally:
+            gc.enable()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+        if len(self._table):
+            ms = (time.monotonic_ns() - started_ns) // 1_000_000
+            log.info("recovered %d keys from %d log records in %d ms", len(self._table), recovery.last_seq, ms)
+
+    def _adopt(self, adopt: fx.Adopt) -> ev.Adopted:
+        """On disk before anything else is said: this directory is a founding member, or one that lost its data."""
+        assert self._log is not None
+        extra = dict(self._log.manifest.extra)
+        extra["phase"] = ACTIVE
+        extra["stores"] = {f"{node:016x}": store for node, store in adopt.stores.items()}
+        self._log.update_manifest(extra=extra, unsynced=adopt.unsynced or self._log.manifest.unsynced)
+        if adopt.unsynced:
+            log.error(
+                "this directory is new but the cluster is not: the data of this node was lost; it takes writes and refuses reads"
+            )
+        log.info("epoch 1 of cluster %r is active", extra["cluster_name"])
+        return ev.Adopted(self._document, value.document_bytes(self._document), self._log.manifest.unsynced)
+
+    def _mark_synced(self) -> None:
+        assert self._log is not None
+        extra = dict(self._log.manifest.extra)
+        extra.pop("damaged", None)
+        self._log.update_manifest(unsynced=False, extra=extra)
+        log.info("compared with all other replicas: this node answers reads again")
+
+    # --- running ---
+
+    def run(self) -> None:
+        """Serve until `stop` or a signal. Raises: StorageFailed, after which the process must end."""
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS} if in_main_thread else {}
+        log.info(
+            "serving %s on %s, %s, pid %d", self.settings.name, self.settings.listen, self.settings.data, os.getpid()
+        )
+        try:
+            self._loop()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def stop(self) -> None:
+        """Drain and return from `run`. From any thread."""
+        self._stop.set()
+        self._transport.wake()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stop_now = self._stop.is_set()
+        self.stop()
+
+    def _loop(self) -> None:
+        driver, transport = self._driver, self._transport
+        drain_until_ns = 0
+        try:
+            while True:
+                now_ns = time.monotonic_ns()
+                if self._stop.is_set():
+                    if not drain_until_ns:
+                        self._state.view.draining = True
+                        drain_until_ns = now_ns + DRAIN_NS_MAX
+                        log.info("stopping: finishing what is open")
+                    if self._stop_now or driver.idle or now_ns >= drain_until_ns:
+                        break
+                driver.turn(transport.poll(driver.next_wakeup_ns() - now_ns))
+        except StorageFailed:
+            log.critical("the store failed and the node stops; its log is read again at the next start", exc_info=True)
+            raise
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        assert self._log is not None
+        try:
+            self._log.update_manifest(high_water_stamp=self._state.view.clock.high)
+            self._log.close()
+        except StorageFailed as error:
+            log.critical("the log could not be closed: %s", error)
+            self._log.close()
+        finally:
+            self._transport.close()
+
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
