@@ -1,0 +1,108 @@
+"""zkv, a peer-to-peer key-value store.
+
+    >>> with zkv.connect("zkv://127.0.0.1:7400") as kv:
+    ...     kv.put("user:1", b"Ada")
+    ...     kv.get("user:1")
+
+Owns: the public names. The client is imported when it is first used, so `import zkv` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, NoReturn
+
+from zkv.errors import (
+    AuthFailed,
+    BatchError,
+    Closed,
+    CodecError,
+    ConfigError,
+    Conflict,
+    ConnectFailed,
+    CorruptData,
+    DeadlineExceeded,
+    DiskFull,
+    InvalidKey,
+    NoSuchBucket,
+    NotFound,
+    Overloaded,
+    ProtocolError,
+    QuorumNotMet,
+    RequestError,
+    StorageError,
+    StorageFailed,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+    VersionMismatch,
+    ZkvError,
+)
+
+if TYPE_CHECKING:
+    from zkv import resolve
+    from zkv.client import BatchResult, Bucket, Client, Item, PutResult, connect
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AuthFailed",
+    "BatchError",
+    "BatchResult",
+    "Bucket",
+    "Client",
+    "Closed",
+    "CodecError",
+    "ConfigError",
+    "Conflict",
+    "ConnectFailed",
+    "CorruptData",
+    "DeadlineExceeded",
+    "DiskFull",
+    "InvalidKey",
+    "Item",
+    "NoSuchBucket",
+    "NotFound",
+    "Overloaded",
+    "ProtocolError",
+    "PutResult",
+    "QuorumNotMet",
+    "RequestError",
+    "StorageError",
+    "StorageFailed",
+    "TooLarge",
+    "Unavailable",
+    "Unsupported",
+    "VersionMismatch",
+    "ZkvError",
+    "__version__",
+    "aconnect",
+    "connect",
+    "open",
+    "resolve",
+]
+
+_LAZY = dict.fromkeys(("BatchResult", "Bucket", "Client", "Item", "PutResult", "connect"), "zkv.client")
+
+
+def open(path: object, **settings: object) -> NoReturn:
+    raise Unsupported(
+        "zkv.open: the store embedded in one process does not exist yet; run `zkv serve` and use zkv.connect()"
+    )
+
+
+def aconnect(url: object = None, **options: object) -> NoReturn:
+    raise Unsupported(
+        "zkv.aconnect: the asyncio client does not exist yet; use zkv.connect(), whose calls may run in asyncio.to_thread()"
+    )
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        value: object = getattr(importlib.import_module(_LAZY[name]), name)
+    elif name == "resolve":
+        value = importlib.import_module("zkv.resolve")
+    else:
+        raise AttributeError(f"module 'zkv' has no attribute {name!r}")
+    globals()[name] = value
+    return value

@@ -1,0 +1,468 @@
+"""The calls on keys of one bucket.
+
+Owns: arguments, codecs, resolvers, what is returned and raised. Must not know: sockets, routing, retries.
+
+Sloppy buckets (the default) answer while replicas are down, at a price: a get may miss the last put until they are back. Ask for
+`sloppy=False`, or use the bucket `strict`, where that matters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from zkv.client.codecs import Codec
+from zkv.client.decode import Found, found_items, item_of, plain_values, promises_of, receipt_of
+from zkv.client.engine import Engine
+from zkv.client.keys import Key, stored_keys
+from zkv.client.results import BatchResult, Item, PutResult, conflict_of
+from zkv.codec.records import context_from_bytes
+from zkv.core.client_calls import Call
+from zkv.core.client_puts import GetCall, PutCall
+from zkv.core.messages import BATCH_VALUES_BYTES_MAX, LEVELS, Level
+from zkv.core.topology import Bucket as BucketEntry
+from zkv.core.versions import EMPTY, Context
+from zkv.errors import (
+    BatchError,
+    CodecError,
+    ConfigError,
+    ConnectFailed,
+    InvalidKey,
+    NotFound,
+    ProtocolError,
+    TooLarge,
+    Unsupported,
+    ZkvError,
+)
+from zkv.ids import checksum_of
+from zkv.resolve import Resolver, newest
+
+if TYPE_CHECKING:
+    from zkv.client.mapping import BucketMapping
+
+V = TypeVar("V")
+D = TypeVar("D")
+K = TypeVar("K", bound=Key)
+
+_CONDITIONAL = "conditional writes need one agreed order of writes per key, which does not exist yet; read with get_item() and put with its context, or use update()"
+
+
+class Bucket(Generic[V]):
+    """Keys and values of one bucket. Thread-safe; made by Client.bucket()."""
+
+    def __init__(self, engine: Engine, name: str, codec: Codec, resolver: Resolver | None) -> None:
+        self._engine = engine
+        self._codec = codec
+        self._resolver = resolver
+        self.name = name
+
+    # --- one key ---
+
+    def get(
+        self,
+        key: Key,
+        default: D | None = None,
+        *,
+        r: Level = None,
+        sloppy: bool | None = None,
+        timeout: float | None = None,
+        resolver: Resolver | None = None,
+    ) -> V | D | None:
+        """The value, or `default` for a miss. Raises: Conflict where several siblings stand and nothing resolves them."""
+        call, entry = self._read([key], r, sloppy, timeout)
+        found = next(found_items(call))
+        if found[3] - found[2] <= 1:
+            item = item_of(found, self._codec, None, key)
+        else:  # once more, with the context that settling the conflict needs
+            item = self._item(key, r, sloppy, _remaining(call), self._rule(resolver, entry))
+        return item.value if item.found else default
+
+    def get_item(
+        self,
+        key: Key,
+        *,
+        r: Level = None,
+        sloppy: bool | None = None,
+        timeout: float | None = None,
+        resolver: Resolver | None = None,
+    ) -> Item:
+        """All that is known of the key, with the context that a put needs to replace exactly this. A miss has found=False."""
+        return self._item(key, r, sloppy, timeout, resolver)
+
+    def exists(self, key: Key, *, r: Level = None, sloppy: bool | None = None, timeout: float | None = None) -> bool:
+        call, _ = self._read([key], r, sloppy, timeout, heads=True)
+        _, _, start, end, _ = next(found_items(call))
+        return end > start
+
+    def ttl(self, key: Key, *, timeout: float | None = None) -> float | None:
+        """Seconds left; None if it never expires. Raises: NotFound for a miss. The latest expiry where there are siblings."""
+        call, _ = self._read([key], None, None, timeout, heads=True)
+        _, reply, start, end, _ = next(found_items(call))
+        if end == start:
+            raise NotFound(key)
+        expires = reply.expires_ms[start:end] if reply.expires_ms else [0]
+        return max(0.0, max(expires) / 1000 - time.time()) if min(expires) else None
+
+    def put(
+        self,
+        key: Key,
+        value: V,
+        *,
+        context: bytes | None = None,
+        w: Level = None,
+        ttl: float | timedelta | None = None,
+        sloppy: bool | None = None,
+        durable: bool = False,
+        timeout: float | None = None,
+        if_absent: object = None,
+        if_match: object = None,
+    ) -> PutResult:
+        """Store a value. context: replace exactly what it covers; b"" replaces nothing; None overwrites what there is.
+
+        Raises: an error whose `.definite` says whether the value is certainly not stored.
+        """
+        if if_absent is not None or if_match is not None:
+            raise Unsupported(f"{'if_absent' if if_absent is not None else 'if_match'}=: {_CONDITIONAL}")
+        return self._put_one(key, self._codec.encode(value), context, w, ttl, sloppy, durable, timeout)
+
+    def delete(
+        self,
+        key: Key,
+        *,
+        context: bytes | None = None,
+        w: Level = None,
+        sloppy: bool | None = None,
+        durable: bool = False,
+        timeout: float | None = None,
+    ) -> PutResult:
+        """Delete what there is, or exactly what `context` covers. Deleting what is not there is ok."""
+        return self._put_one(key, None, context, w, None, sloppy, durable, timeout)
+
+    def update(
+        self,
+        key: Key,
+        fn: Callable[[V | None], V],
+        *,
+        w: Level = None,
+        ttl: float | timedelta | None = None,
+        sloppy: bool | None = None,
+        timeout: float | None = None,
+        resolver: Resolver | None = None,
+    ) -> V:
+        """Read from a quorum, resolve, put fn(value or None) with the context read. Returns what was put.
+
+        Two updates at once become siblings, which the next one resolves. Raises: Conflict for siblings and no resolver.
+        """
+        call, entry = self._read([key], "quorum", sloppy, timeout, want_context=True)
+        item = item_of(next(found_items(call)), self._codec, self._rule(resolver, entry), key)
+        value = fn(item.value)
+        encoded = self._codec.encode(value)
+        self._put_one(key, encoded, item.context, w, ttl, sloppy, False, _remaining(call))
+        return value
+
+    def touch(self, key: Key, ttl: float | timedelta | None, *, timeout: float | None = None) -> bool:
+        """Give the value a new time to live, None = for ever. False for a miss. Raises: Conflict as `update` does."""
+        call, entry = self._read([key], "quorum", None, timeout, want_context=True)
+        item = item_of(next(found_items(call)), self._codec, self._rule(None, entry), key)
+        if not item.found:
+            return False
+        self._put_one(key, self._codec.encode(item.value), item.context, None, ttl, None, False, _remaining(call))
+        return True
+
+    # --- many keys ---
+
+    def get_many(
+        self,
+        keys: Iterable[K],
+        *,
+        r: Level = None,
+        sloppy: bool | None = None,
+        timeout: float | None = None,
+        resolver: Resolver | None = None,
+    ) -> dict[K, V]:
+        """The keys that were found, as given. Raises: BatchError with what was found as .result and the reason for each other key."""
+        given = list(dict.fromkeys(keys))
+        if not given:
+            return {}
+        call, entry = self._read(given, r, sloppy, timeout, whole=False)
+        errors: dict[K, ZkvError] = {}
+        if call.failures:
+            errors.update((given[p], error) for p, error in call.errors().items())
+        values, odd = plain_values(call, given, self._codec, errors)
+        if odd:
+            self._settle(call, given, odd, r, sloppy, self._rule(resolver, entry), values, errors)
+        if errors:
+            text = f"{len(errors)} of {len(given)} keys could not be read; the first: {next(iter(errors.values()))}"
+            raise BatchError(text, result=values, errors=errors)
+        return values
+
+    def put_many(
+        self,
+        items: Mapping[K, V] | Iterable[tuple[K, V]],
+        *,
+        w: Level = None,
+        ttl: float | timedelta | None = None,
+        sloppy: bool | None = None,
+        durable: bool = False,
+        timeout: float | None = None,
+        errors: str = "raise",
+    ) -> BatchResult:
+        """Blind puts. Raises: BatchError with .result and .errors if any key is not ok; errors="return" returns the result instead."""
+        pairs = items if isinstance(items, Mapping) else dict(items)
+        given = list(pairs)
+        encode = self._codec.encode
+        values: list[bytes | None]
+        if self._codec.trivial and set(map(type, pairs.values())) <= {bytes}:
+            values = list(pairs.values())  # type: ignore[arg-type]
+        else:
+            values = [encode(value) for value in pairs.values()]
+        return self._write_many(given, values, w, ttl, sloppy, durable, timeout, errors)
+
+    def delete_many(
+        self,
+        keys: Iterable[Key],
+        *,
+        w: Level = None,
+        sloppy: bool | None = None,
+        durable: bool = False,
+        timeout: float | None = None,
+        errors: str = "raise",
+    ) -> BatchResult:
+        """Blind deletes; the rest as put_many."""
+        given = list(dict.fromkeys(keys))
+        return self._write_many(given, [None] * len(given), w, None, sloppy, durable, timeout, errors)
+
+    # --- everything ---
+
+    def export(
+        self, *, values: bool = False, as_bytes: bool = False, timeout: float | None = None
+    ) -> Iterator[tuple[Any, Any]]:
+        """All keys in no order that means anything: (key, Item), or with values=True (key, value).
+
+        Not a snapshot: a key written or deleted meanwhile may be there or not. Keys are text (surrogateescape for what is no UTF-8), or bytes
+        with as_bytes=True. Raises: Unavailable when too few replicas answer to be sure of any key; Conflict as `get` does, with values=True.
+        """
+        from zkv.client.export import export
+
+        return export(self, values=values, as_bytes=as_bytes, timeout=timeout)
+
+    def mapping(self) -> BucketMapping[V]:
+        """The bucket as a MutableMapping; a miss is KeyError."""
+        from zkv.client.mapping import BucketMapping
+
+        return BucketMapping(self)
+
+    def scan(self, prefix: Key = "", **_: object) -> NoReturn:
+        raise Unsupported("scan: scans ordered by key do not exist yet; export() goes through all keys, unordered")
+
+    def incr(self, key: Key, by: int = 1, **_: object) -> NoReturn:
+        raise Unsupported(f"incr: counters do not exist yet: a retried increment could count twice; {_CONDITIONAL}")
+
+    def lock(self, name: Key, **_: object) -> NoReturn:
+        raise Unsupported(f"lock: {_CONDITIONAL}")
+
+    def watch(self, prefix: Key = "", **_: object) -> NoReturn:
+        raise Unsupported("watch: nodes do not tell clients of changes yet; read again, or go through export()")
+
+    # --- how ---
+
+    def _rule(self, resolver: Resolver | None, entry: BucketEntry) -> Resolver | None:
+        return resolver or self._resolver or (newest if entry.conflict == "latest" else None)
+
+    def _read(
+        self,
+        keys: Sequence[Key],
+        r: Level,
+        sloppy: bool | None,
+        timeout: float | None,
+        *,
+        want_context: bool = False,
+        heads: bool = False,
+        whole: bool = True,
+    ) -> tuple[GetCall, BucketEntry]:
+        """whole: the call has one key; raise its error."""
+        engine = self._engine
+        now_ns = time.monotonic_ns()
+        deadline_ns = engine.deadline_ns(timeout, now_ns)
+        entry = engine.bucket(self.name, deadline_ns)
+        stored = stored_keys(entry.bucket_id, keys)
+        call = GetCall(
+            engine.state,
+            entry,
+            stored,
+            now_ns,
+            deadline_ns,
+            r=_level("r", r),
+            sloppy=sloppy,
+            want_context=want_context,
+            heads=heads,
+        )
+        engine.run(call)
+        if call.failures:
+            errors = call.errors()
+            self._note(errors.values())
+            if whole:
+                raise errors[0]
+        return call, entry
+
+    def _item(self, key: Key, r: Level, sloppy: bool | None, timeout: float | None, resolver: Resolver | None) -> Item:
+        call, entry = self._read([key], r, sloppy, timeout, want_context=True)
+        return item_of(next(found_items(call)), self._codec, self._rule(resolver, entry), key)
+
+    def _settle(
+        self,
+        call: GetCall,
+        given: Sequence[K],
+        odd: Sequence[Found],
+        r: Level,
+        sloppy: bool | None,
+        rule: Resolver | None,
+        values: dict[Any, Any],
+        errors: dict[K, ZkvError],
+    ) -> None:
+        """Keys with several siblings: resolved, or read once more for the context that their Conflict carries."""
+        for found in odd:
+            key = given[found[0]]
+            try:
+                if rule is not None:
+                    values[key] = item_of(found, self._codec, rule, key).value
+                else:
+                    item = self._item(key, r, sloppy, _remaining(call), None)
+                    if len(item.values) > 1:
+                        raise conflict_of(item.values, item.context)
+                    if item.found:
+                        values[key] = item.value
+            except ZkvError as error:
+                errors[key] = error
+
+    def _put_one(
+        self,
+        key: Key,
+        value: bytes | None,
+        context: bytes | None,
+        w: Level,
+        ttl: float | timedelta | None,
+        sloppy: bool | None,
+        durable: bool,
+        timeout: float | None,
+    ) -> PutResult:
+        contexts: list[Context | None] | None = None if context is None else [_context(context)]
+        call = self._write([key], [value], w, ttl, sloppy, durable, timeout, contexts=contexts, want_context=True)
+        if call.failures:
+            raise call.errors()[0]
+        names = self._engine.state.names
+        return receipt_of(call, lambda node: names.get(node, f"{node:016x}"))
+
+    def _write(
+        self,
+        keys: Sequence[Key],
+        values: list[bytes | None],
+        w: Level,
+        ttl: float | timedelta | None,
+        sloppy: bool | None,
+        durable: bool,
+        timeout: float | None,
+        *,
+        contexts: list[Context | None] | None = None,
+        want_context: bool = False,
+    ) -> PutCall:
+        engine = self._engine
+        now_ns = time.monotonic_ns()
+        deadline_ns = engine.deadline_ns(timeout, now_ns)
+        entry = engine.bucket(self.name, deadline_ns)
+        stored = stored_keys(entry.bucket_id, keys)
+        if len(stored) > 1 and len(set(stored)) < len(stored):
+            raise InvalidKey("one key stands twice in the batch, as text and as bytes")
+        if None in values:
+            checksums = [0 if value is None else checksum_of(value) for value in values]
+        else:
+            checksums = list(map(checksum_of, values))  # type: ignore[arg-type]
+        _check_sizes(values)
+        expires_ms = None if ttl is None else [_expiry(ttl)] * len(stored)
+        with engine.lock:
+            call = PutCall(
+                engine.state,
+                entry,
+                stored,
+                values,
+                checksums,
+                now_ns,
+                deadline_ns,
+                contexts=contexts,
+                expires_ms=expires_ms,
+                w=_level("w", w),
+                sloppy=sloppy,
+                durable=durable,
+                want_context=want_context,
+            )
+        engine.run(call)
+        if call.failures:
+            self._note(call.errors().values())
+        return call
+
+    def _write_many(
+        self,
+        given: Sequence[Key],
+        values: list[bytes | None],
+        w: Level,
+        ttl: float | timedelta | None,
+        sloppy: bool | None,
+        durable: bool,
+        timeout: float | None,
+        errors: str,
+    ) -> BatchResult:
+        if errors not in ("raise", "return"):
+            raise ConfigError(f'errors={errors!r}: expected "raise" or "return"')
+        if not given:
+            return BatchResult([], {}, sloppy=False, durable=True)
+        call = self._write(given, values, w, ttl, sloppy, durable, timeout)
+        failed = {given[p]: error for p, error in call.errors().items()} if call.failures else {}
+        any_sloppy, all_durable = promises_of(call)
+        result = BatchResult(given, failed, sloppy=any_sloppy, durable=all_durable)
+        if failed and errors == "raise":
+            text = f"{len(failed)} of {len(given)} keys are not ok; the first: {next(iter(failed.values()))}"
+            raise BatchError(text, result=result, errors=failed)
+        return result
+
+    def _note(self, errors: Iterable[ZkvError]) -> None:
+        if any(isinstance(error, ConnectFailed) for error in errors):
+            self._engine.note_unreached()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} of {self._engine.target.url}>"
+
+
+def _level(name: str, level: Level) -> Level:
+    if level is None or (type(level) is int and 1 <= level <= 255) or (isinstance(level, str) and level in LEVELS):
+        return level
+    raise ConfigError(f"{name}={level!r}: expected a number from 1 to 255 or one of {', '.join(LEVELS)}")
+
+
+def _context(context: bytes) -> Context:
+    try:
+        return context_from_bytes(context) if context else EMPTY
+    except ProtocolError as error:
+        raise CodecError("context=: not a context; pass what get_item() or put() returned") from error
+
+
+def _expiry(ttl: float | timedelta) -> int:
+    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+    if type(seconds) not in (int, float) or not 0 < seconds < 1e11:
+        raise ConfigError(f"ttl={ttl!r}: expected a number of seconds above 0")
+    return int(time.time() * 1000 + seconds * 1000)
+
+
+def _check_sizes(values: Sequence[bytes | None]) -> None:
+    """A value that fits in no message. The bucket's own, lower, limit is the node's to know."""
+    largest = max((len(value) for value in values if value is not None), default=0)
+    if largest > BATCH_VALUES_BYTES_MAX:
+        raise TooLarge(
+            f"a value of {largest:,} bytes is over the limit of any bucket, {BATCH_VALUES_BYTES_MAX:,}; nothing was written"
+        )
+
+
+def _remaining(call: Call) -> float:
+    """Seconds that a call left of its deadline, a moment at least: what follows then says in its own words that the time is up."""
+    return max(0.001, (call.deadline_ns - time.monotonic_ns()) / 1e9)
