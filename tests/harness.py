@@ -100,6 +100,7 @@ class SimNode:
         self.up = False
         self.inbox = Inbox()
         self.notes: list[str] = []
+        self.lost_power = False
 
     def start(self, *, active: bool = True) -> None:
         cluster = self.cluster
@@ -122,6 +123,8 @@ class SimNode:
             heartbeat_timeout_ns=1_500 * MS,
         )
         self.view.now_ns = cluster.time.now_ns
+        if self.lost_power:
+            self.view.forgetful_until_ns = cluster.time.now_ns + 120 * SECOND
         if active or self.active:
             self.active = True
             self.view.adopt(cluster.document, cluster.document_bytes)
@@ -160,6 +163,7 @@ class SimNode:
 
     def kill(self, *, power_loss: bool = False) -> None:
         self.up = False
+        self.lost_power = power_loss
         if power_loss:
             self.log.lose_power()
         self.inbox = Inbox()
@@ -335,6 +339,7 @@ class SimCluster:
         sloppy: bool | None = None,
         durable: bool = False,
         again: bool = False,
+        retry: bool = False,
         voids: tuple[int, ...] = (),
         session: int = 7,
         expires_ms: int = 0,
@@ -355,6 +360,7 @@ class SimCluster:
             durable,
             again,
             True,
+            retry=retry,
             deadline_ns=self.time.now_ns + timeout_ns,
         )
 

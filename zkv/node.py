@@ -43,6 +43,8 @@ from zkv.transport.loop import ZmqTransport
 log = logging.getLogger("zkv.node")
 
 DRAIN_NS_MAX: Final = 10_000_000_000
+#: twice the longest deadline: nobody retries a request that is older
+FORGETFUL_NS: Final = 120_000_000_000
 #: garbage collections of a process that holds millions of small long-lived objects: rare and short beats often
 GC_THRESHOLDS: Final = (100_000, 50, 100)
 _LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -112,6 +114,8 @@ class Node:
             heartbeat_timeout_ns=settings.heartbeat_timeout_ms * 1_000_000,
         )
         view.now_ns = time.monotonic_ns()
+        if self._power_was_lost(self._log, recovery):
+            view.forgetful_until_ns = view.now_ns + FORGETFUL_NS
         phase = extra["phase"]
         if phase == ACTIVE:
             view.adopt(self._document, value.document_bytes(self._document))
@@ -188,6 +192,14 @@ class Node:
                 cluster_id=document.cluster_id, node_id=member.node_id, node_name=member.name, extra=extra
             )
         return document
+
+    def _power_was_lost(self, store: LogStore, recovery: Recovery) -> bool:
+        """Whether records may be gone that an earlier life wrote and did not sync: it stopped uncleanly, and the machine has started since."""
+        extra = dict(store.manifest.extra)
+        boot, before = _boot_id(), extra.get("boot")
+        if boot != before:
+            store.update_manifest(extra=extra | {"boot": boot})
+        return not recovery.created and not recovery.clean_shutdown and boot != before
 
     def _judge_synced(self, store: LogStore, recovery: Recovery) -> None:
         """Whether this store may answer reads, beyond what the log itself could say. docs/decisions/004."""
@@ -316,6 +328,15 @@ class Node:
             self._log.close()
         finally:
             self._transport.close()
+
+
+def _boot_id() -> str:
+    """Names one start of this machine; another one after each restart. Empty where the kernel does not say: then never the same twice."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return f"unknown {os.urandom(8).hex()}"
 
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)

@@ -50,6 +50,7 @@ def messages() -> dict[str, m.Message]:
             True,
             True,
             True,
+            True,
             deadline_ns=2 * SECOND,
         ),
         "put_again": m.Put(

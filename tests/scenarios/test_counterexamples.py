@@ -112,6 +112,25 @@ def test_retry_at_the_same_store_is_recognised_also_after_a_restart() -> None:
         assert cluster.values(a, KEY) == [b"v2"], "carried out once, replaced for good"
 
 
+@pytest.mark.parametrize("bucket", [DEFAULT, STRICT])
+def test_retry_at_a_store_that_lost_power_never_supersedes_what_was_written_since(bucket: int) -> None:
+    """1. blind put id 7 at A reaches B and C; A loses power before its sync. 2. someone replaces v1. 3. A is back and gets the retry."""
+    cluster, a, b, _ = three(bucket)
+    a.log.auto_sync = False
+    cluster.send(a, cluster.put_message(KEY, b"v1", bucket=bucket, request=(99, 7)))
+    cluster.settle()
+    a.kill(power_loss=True)
+    cluster.replies.clear()
+    seen = cluster.get(b, KEY, bucket=bucket)
+    assert cluster.put(b, KEY, b"v2", bucket=bucket, context=context_of(seen)).statuses is None
+    a.log.auto_sync = True
+    a.start()
+    cluster.settle()
+    retried = cluster.put(a, KEY, b"v1", bucket=bucket, request=(99, 7), retry=True)
+    assert status_of(retried) is (Status.TOO_OLD if bucket == STRICT else Status.OK)
+    assert b"v2" in cluster.values(b, KEY, bucket=bucket)
+
+
 def test_repeated_delete_does_not_delete_what_came_after() -> None:
     cluster, a, _, _ = three()
     cluster.put(a, KEY, None, request=(99, 7))

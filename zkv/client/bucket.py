@@ -9,35 +9,22 @@ Sloppy buckets (the default) answer while replicas are down, at a price: a get m
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from zkv.client.codecs import Codec
-from zkv.client.decode import Found, found_items, item_of, plain_values, promises_of, receipt_of
-from zkv.client.engine import Engine
-from zkv.client.keys import Key, stored_keys
-from zkv.client.results import BatchResult, Item, PutResult, conflict_of
-from zkv.codec.records import context_from_bytes
-from zkv.core.client_calls import Call
-from zkv.core.client_puts import GetCall, PutCall
-from zkv.core.messages import BATCH_VALUES_BYTES_MAX, LEVELS, Level
-from zkv.core.topology import Bucket as BucketEntry
-from zkv.core.versions import EMPTY, Context
+from zkv.client.decode import found_items, item_of, plain_values
+from zkv.client.keys import Key
+from zkv.client.requests import Requests, remaining_of
+from zkv.client.results import BatchResult, Item, PutResult
+from zkv.core.messages import Level
 from zkv.errors import (
     BatchError,
-    CodecError,
-    ConfigError,
-    ConnectFailed,
-    InvalidKey,
     NotFound,
-    ProtocolError,
-    TooLarge,
     Unsupported,
     ZkvError,
 )
-from zkv.ids import checksum_of
-from zkv.resolve import Resolver, newest
+from zkv.resolve import Resolver
 
 if TYPE_CHECKING:
     from zkv.client.mapping import BucketMapping
@@ -49,14 +36,8 @@ K = TypeVar("K", bound=Key)
 _CONDITIONAL = "conditional writes need one agreed order of writes per key, which does not exist yet; read with get_item() and put with its context, or use update()"
 
 
-class Bucket(Generic[V]):
+class Bucket(Requests[V]):
     """Keys and values of one bucket. Thread-safe; made by Client.bucket()."""
-
-    def __init__(self, engine: Engine, name: str, codec: Codec, resolver: Resolver | None) -> None:
-        self._engine = engine
-        self._codec = codec
-        self._resolver = resolver
-        self.name = name
 
     # --- one key ---
 
@@ -76,7 +57,7 @@ class Bucket(Generic[V]):
         if found[3] - found[2] <= 1:
             item = item_of(found, self._codec, None, key)
         else:  # once more, with the context that settling the conflict needs
-            item = self._item(key, r, sloppy, _remaining(call), self._rule(resolver, entry))
+            item = self._item(key, r, sloppy, remaining_of(call), self._rule(resolver, entry))
         return item.value if item.found else default
 
     def get_item(
@@ -159,7 +140,7 @@ class Bucket(Generic[V]):
         item = item_of(next(found_items(call)), self._codec, self._rule(resolver, entry), key)
         value = fn(item.value)
         encoded = self._codec.encode(value)
-        self._put_one(key, encoded, item.context, w, ttl, sloppy, False, _remaining(call))
+        self._put_one(key, encoded, item.context, w, ttl, sloppy, False, remaining_of(call))
         return value
 
     def touch(self, key: Key, ttl: float | timedelta | None, *, timeout: float | None = None) -> bool:
@@ -168,7 +149,7 @@ class Bucket(Generic[V]):
         item = item_of(next(found_items(call)), self._codec, self._rule(None, entry), key)
         if not item.found:
             return False
-        self._put_one(key, self._codec.encode(item.value), item.context, None, ttl, None, False, _remaining(call))
+        self._put_one(key, self._codec.encode(item.value), item.context, None, ttl, None, False, remaining_of(call))
         return True
 
     # --- many keys ---
@@ -266,203 +247,5 @@ class Bucket(Generic[V]):
     def watch(self, prefix: Key = "", **_: object) -> NoReturn:
         raise Unsupported("watch: nodes do not tell clients of changes yet; read again, or go through export()")
 
-    # --- how ---
-
-    def _rule(self, resolver: Resolver | None, entry: BucketEntry) -> Resolver | None:
-        return resolver or self._resolver or (newest if entry.conflict == "latest" else None)
-
-    def _read(
-        self,
-        keys: Sequence[Key],
-        r: Level,
-        sloppy: bool | None,
-        timeout: float | None,
-        *,
-        want_context: bool = False,
-        heads: bool = False,
-        whole: bool = True,
-    ) -> tuple[GetCall, BucketEntry]:
-        """whole: the call has one key; raise its error."""
-        engine = self._engine
-        now_ns = time.monotonic_ns()
-        deadline_ns = engine.deadline_ns(timeout, now_ns)
-        entry = engine.bucket(self.name, deadline_ns)
-        stored = stored_keys(entry.bucket_id, keys)
-        call = GetCall(
-            engine.state,
-            entry,
-            stored,
-            now_ns,
-            deadline_ns,
-            r=_level("r", r),
-            sloppy=sloppy,
-            want_context=want_context,
-            heads=heads,
-        )
-        engine.run(call)
-        if call.failures:
-            errors = call.errors()
-            self._note(errors.values())
-            if whole:
-                raise errors[0]
-        return call, entry
-
-    def _item(self, key: Key, r: Level, sloppy: bool | None, timeout: float | None, resolver: Resolver | None) -> Item:
-        call, entry = self._read([key], r, sloppy, timeout, want_context=True)
-        return item_of(next(found_items(call)), self._codec, self._rule(resolver, entry), key)
-
-    def _settle(
-        self,
-        call: GetCall,
-        given: Sequence[K],
-        odd: Sequence[Found],
-        r: Level,
-        sloppy: bool | None,
-        rule: Resolver | None,
-        values: dict[Any, Any],
-        errors: dict[K, ZkvError],
-    ) -> None:
-        """Keys with several siblings: resolved, or read once more for the context that their Conflict carries."""
-        for found in odd:
-            key = given[found[0]]
-            try:
-                if rule is not None:
-                    values[key] = item_of(found, self._codec, rule, key).value
-                else:
-                    item = self._item(key, r, sloppy, _remaining(call), None)
-                    if len(item.values) > 1:
-                        raise conflict_of(item.values, item.context)
-                    if item.found:
-                        values[key] = item.value
-            except ZkvError as error:
-                errors[key] = error
-
-    def _put_one(
-        self,
-        key: Key,
-        value: bytes | None,
-        context: bytes | None,
-        w: Level,
-        ttl: float | timedelta | None,
-        sloppy: bool | None,
-        durable: bool,
-        timeout: float | None,
-    ) -> PutResult:
-        contexts: list[Context | None] | None = None if context is None else [_context(context)]
-        call = self._write([key], [value], w, ttl, sloppy, durable, timeout, contexts=contexts, want_context=True)
-        if call.failures:
-            raise call.errors()[0]
-        names = self._engine.state.names
-        return receipt_of(call, lambda node: names.get(node, f"{node:016x}"))
-
-    def _write(
-        self,
-        keys: Sequence[Key],
-        values: list[bytes | None],
-        w: Level,
-        ttl: float | timedelta | None,
-        sloppy: bool | None,
-        durable: bool,
-        timeout: float | None,
-        *,
-        contexts: list[Context | None] | None = None,
-        want_context: bool = False,
-    ) -> PutCall:
-        engine = self._engine
-        now_ns = time.monotonic_ns()
-        deadline_ns = engine.deadline_ns(timeout, now_ns)
-        entry = engine.bucket(self.name, deadline_ns)
-        stored = stored_keys(entry.bucket_id, keys)
-        if len(stored) > 1 and len(set(stored)) < len(stored):
-            raise InvalidKey("one key stands twice in the batch, as text and as bytes")
-        if None in values:
-            checksums = [0 if value is None else checksum_of(value) for value in values]
-        else:
-            checksums = list(map(checksum_of, values))  # type: ignore[arg-type]
-        _check_sizes(values)
-        expires_ms = None if ttl is None else [_expiry(ttl)] * len(stored)
-        with engine.lock:
-            call = PutCall(
-                engine.state,
-                entry,
-                stored,
-                values,
-                checksums,
-                now_ns,
-                deadline_ns,
-                contexts=contexts,
-                expires_ms=expires_ms,
-                w=_level("w", w),
-                sloppy=sloppy,
-                durable=durable,
-                want_context=want_context,
-            )
-        engine.run(call)
-        if call.failures:
-            self._note(call.errors().values())
-        return call
-
-    def _write_many(
-        self,
-        given: Sequence[Key],
-        values: list[bytes | None],
-        w: Level,
-        ttl: float | timedelta | None,
-        sloppy: bool | None,
-        durable: bool,
-        timeout: float | None,
-        errors: str,
-    ) -> BatchResult:
-        if errors not in ("raise", "return"):
-            raise ConfigError(f'errors={errors!r}: expected "raise" or "return"')
-        if not given:
-            return BatchResult([], {}, sloppy=False, durable=True)
-        call = self._write(given, values, w, ttl, sloppy, durable, timeout)
-        failed = {given[p]: error for p, error in call.errors().items()} if call.failures else {}
-        any_sloppy, all_durable = promises_of(call)
-        result = BatchResult(given, failed, sloppy=any_sloppy, durable=all_durable)
-        if failed and errors == "raise":
-            text = f"{len(failed)} of {len(given)} keys are not ok; the first: {next(iter(failed.values()))}"
-            raise BatchError(text, result=result, errors=failed)
-        return result
-
-    def _note(self, errors: Iterable[ZkvError]) -> None:
-        if any(isinstance(error, ConnectFailed) for error in errors):
-            self._engine.note_unreached()
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} of {self._engine.target.url}>"
-
-
-def _level(name: str, level: Level) -> Level:
-    if level is None or (type(level) is int and 1 <= level <= 255) or (isinstance(level, str) and level in LEVELS):
-        return level
-    raise ConfigError(f"{name}={level!r}: expected a number from 1 to 255 or one of {', '.join(LEVELS)}")
-
-
-def _context(context: bytes) -> Context:
-    try:
-        return context_from_bytes(context) if context else EMPTY
-    except ProtocolError as error:
-        raise CodecError("context=: not a context; pass what get_item() or put() returned") from error
-
-
-def _expiry(ttl: float | timedelta) -> int:
-    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
-    if type(seconds) not in (int, float) or not 0 < seconds < 1e11:
-        raise ConfigError(f"ttl={ttl!r}: expected a number of seconds above 0")
-    return int(time.time() * 1000 + seconds * 1000)
-
-
-def _check_sizes(values: Sequence[bytes | None]) -> None:
-    """A value that fits in no message. The bucket's own, lower, limit is the node's to know."""
-    largest = max((len(value) for value in values if value is not None), default=0)
-    if largest > BATCH_VALUES_BYTES_MAX:
-        raise TooLarge(
-            f"a value of {largest:,} bytes is over the limit of any bucket, {BATCH_VALUES_BYTES_MAX:,}; nothing was written"
-        )
-
-
-def _remaining(call: Call) -> float:
-    """Seconds that a call left of its deadline, a moment at least: what follows then says in its own words that the time is up."""
-    return max(0.001, (call.deadline_ns - time.monotonic_ns()) / 1e9)

@@ -17,7 +17,7 @@ from zkv.client.codecs import Codec
 from zkv.client.results import Item, PutResult
 from zkv.codec.records import context_to_bytes
 from zkv.core import messages as m
-from zkv.core.client_calls import Positions, take
+from zkv.core.client_parts import Positions, take
 from zkv.core.client_puts import GetCall, PutCall
 from zkv.errors import CorruptData, ZkvError
 from zkv.ids import NodeId, checksum_of

@@ -85,18 +85,21 @@ class Engine:
             self._lanes.discard(lane)
         lane.close()
 
-    def hello(self, deadline_ns: int) -> m.Welcome:
+    def hello(self, deadline_ns: int) -> None:
         """Learn the topology from whoever answers first."""
+        address, welcome = self.greet(deadline_ns)
+        document = document_from(welcome.document)
+        with self.lock:
+            self.state.adopt(document, welcome.node, address)
+
+    def greet(self, deadline_ns: int) -> tuple[str, m.Welcome]:
+        """The first address that answers and what it says, unread."""
         with self.lock:
             known = self.state.addresses.values()
             addresses = tuple(dict.fromkeys((*self.target.addresses, *known)))
         call = HelloCall(addresses, self._name, time.monotonic_ns(), deadline_ns, self.state.backoff_ns)
         self.run(call)
-        address, welcome = call.check()
-        document = document_from(welcome.document)
-        with self.lock:
-            self.state.adopt(document, welcome.node, address)
-        return welcome
+        return call.check()
 
     def ask(
         self, asks: Sequence[tuple[str, m.Scan | m.Admin]], deadline_ns: int

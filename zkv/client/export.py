@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PAGE_KEYS: Final = 1_000
 #: partitions asked at a time, each of all its replicas
-WINDOW: Final = 32
+WINDOW: Final = 128
 _PAUSE_S: Final = 0.05
 
 #: where a partition goes on: the last key covered, or b""

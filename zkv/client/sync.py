@@ -57,7 +57,7 @@ class Client(Bucket[bytes]):
         """Seconds to the first node that answers and back. Raises: what any call raises when none does."""
         engine = self._engine
         started_ns = time.monotonic_ns()
-        engine.hello(engine.deadline_ns(timeout, started_ns))
+        engine.greet(engine.deadline_ns(timeout, started_ns))
         return (time.monotonic_ns() - started_ns) / 1e9
 
     def close(self) -> None:

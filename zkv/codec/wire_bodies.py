@@ -177,12 +177,14 @@ def _put_out(x: m.Put) -> Parts:
         x.again,
         x.want_context,
         x.hop,
+        x.retry,
     ]
     return (*x.request, len(x.keys), tree, joined)
 
 
 def _put_in(session: int, sequence: int, count: int, tree: Any, values: bytes) -> m.Put:
-    keys, lengths, checksums, contexts, bases, expires, voids, items, w, sloppy, durable, again, want, hop = tree
+    keys, lengths, checksums, contexts, bases, expires, voids, items, *rest = tree
+    w, sloppy, durable, again, want, hop, retry = rest
     _column(lengths, count, _INT, "lengths")
     if lengths and min(lengths) < 0:
         if min(lengths) < -1:
@@ -210,6 +212,7 @@ def _put_in(session: int, sequence: int, count: int, tree: Any, values: bytes) -
         _typed(again, bool, "again"),
         _typed(want, bool, "want_context"),
         _typed(hop, bool, "hop"),
+        _typed(retry, bool, "retry"),
     )
 
 

@@ -15,12 +15,11 @@ Source: 30-replication, requests; counterexamples 6, 7, 12.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from enum import Enum, auto
-from typing import ClassVar, Final, TypeVar
+from typing import ClassVar, Final
 
 from zkv.core import messages as m
 from zkv.core.client_outcomes import STALE_STATUSES, TRIES_MAX, Failure, Verdict, error_of, failure_of_refusal
+from zkv.core.client_parts import Order, Part, Positions, State, take
 from zkv.core.client_state import ClientState
 from zkv.core.messages import Status
 from zkv.core.topology import Bucket
@@ -33,83 +32,6 @@ FLYING_MAX: Final = 4
 CONNECT_PATIENCE_NS: Final = 2_000_000_000
 #: with less left, a definite refusal is kept rather than risked for one more try that could end unknown
 LAST_TRY_NS: Final = 50_000_000
-
-_T = TypeVar("_T")
-Positions = Sequence[int]
-
-
-class State(Enum):
-    """READY -> QUEUED -> FLYING -> answered, or back to READY or RESTING by the rules of the call. A GHOST was given up but may yet answer."""
-
-    READY = auto()
-    QUEUED = auto()
-    FLYING = auto()
-    RESTING = auto()
-    GHOST = auto()
-
-
-class Part:
-    """Items that travel together. `items` are their numbers in the request that is named by `sequence`, None = in order."""
-
-    __slots__ = (
-        "again",
-        "avoid",
-        "due_ns",
-        "failure",
-        "items",
-        "node",
-        "pinned",
-        "positions",
-        "sequence",
-        "state",
-        "tainted",
-        "tries",
-        "unsent_ns",
-        "width",
-    )
-
-    def __init__(self, positions: Positions) -> None:
-        self.positions = positions
-        self.items: list[int] | None = None
-        self.width = len(positions)
-        self.sequence = 0
-        self.state = State.READY
-        self.node = NodeId(0)
-        self.pinned = False
-        self.avoid: set[NodeId] = set()
-        #: some node may have carried it out
-        self.tainted = False
-        self.again = False
-        self.tries = 0
-        self.due_ns = 0
-        self.unsent_ns = 0
-        self.failure: Failure | None = None
-
-    def piece(self, places: Sequence[int] | None = None) -> Part:
-        """The items at these places of this part, with its history. An untainted one starts as a new request."""
-        piece = Part(self.positions if places is None else [self.positions[i] for i in places])
-        piece.avoid = set(self.avoid)
-        piece.tries = self.tries
-        piece.unsent_ns = self.unsent_ns
-        piece.failure = self.failure
-        piece.node = self.node
-        if self.tainted:
-            piece.tainted, piece.again, piece.pinned = True, self.again, self.pinned
-            piece.sequence, piece.width = self.sequence, self.width
-            numbers = self.items if self.items is not None else range(self.width)
-            piece.items = self.items if places is None else [numbers[i] for i in places]
-        return piece
-
-
-class Order:
-    """Send `message` to `address`; then say on_sent or on_unsent."""
-
-    __slots__ = ("address", "message", "part")
-
-    def __init__(self, address: str, message: m.ClientRequest, part: Part) -> None:
-        self.address = address
-        self.message = message
-        self.part = part
 
 
 class Call:
@@ -129,6 +51,7 @@ class Call:
         self._left = len(keys)
         self._settled = bytearray(len(keys))
         self._contested = False
+        self._now_ns = now_ns
         self._flying = 0
         self._parts: list[Part] = []
         self._inflight: dict[tuple[str, int], Part] = {}
@@ -141,6 +64,7 @@ class Call:
 
     def turn(self, now_ns: int) -> list[Order]:
         """What to send now."""
+        self._now_ns = now_ns
         if not self._left:
             return []
         if now_ns >= self.deadline_ns:
@@ -280,8 +204,14 @@ class Call:
         if not part.sequence:
             part.sequence = self._state.next_sequence()
         part.node = node
-        part.state, part.due_ns = State.QUEUED, 0
         address = self._state.addresses[node]
+        if (address, part.sequence) in self._inflight:
+            # another piece of the same request is there: a node takes a request once at a time, and its answer names only the request
+            part.avoid.add(node)
+            part.tries += 1
+            self._rest(part, self._now_ns)
+            return
+        part.state, part.due_ns = State.QUEUED, 0
         self._inflight[address, part.sequence] = part
         self._flying += 1
         orders.append(Order(address, self._message(part), part))
@@ -446,34 +376,6 @@ class Call:
 
     def _replicas_only(self, part: Part) -> bool:
         return False
-
-
-def take(column: Sequence[_T], positions: Positions) -> list[_T]:
-    """The items at these positions; slices where they are a run."""
-    if isinstance(positions, range):
-        if isinstance(column, list) and len(positions) == len(column):
-            return column
-        return list(column[positions.start : positions.stop])
-    return [column[p] for p in positions]
-
-
-def take_optional(column: Sequence[_T] | None, positions: Positions) -> list[_T] | None:
-    return None if column is None else take(column, positions)
-
-
-def runs(count: int, items_max: int, sizes: Iterable[int] | None, bytes_max: int) -> list[range]:
-    """Consecutive runs of at most so many items and bytes."""
-    if sizes is None:
-        return [range(start, min(count, start + items_max)) for start in range(0, count, items_max)]
-    cut: list[range] = []
-    start = total = 0
-    for position, size in enumerate(sizes):
-        if position - start >= items_max or (total + size > bytes_max and position > start):
-            cut.append(range(start, position))
-            start, total = position, 0
-        total += size
-    cut.append(range(start, count))
-    return cut
 
 
 def _status(number: int) -> Status:

@@ -17,17 +17,14 @@ from itertools import repeat
 from typing import Final, Generic, TypeVar
 
 from zkv.core.messages import PutReply
-from zkv.core.versions import Context
-from zkv.ids import Actor, Dot
+from zkv.core.versions import Base
+from zkv.ids import Actor
 
 #: keys per generation; the bound is twice this
 KEYS_MAX: Final = 65_536
 VOIDS_MAX: Final = 8
 
 _V = TypeVar("_V")
-
-#: the dot of the last acknowledged write, or all that its reply said it covers
-Base = Dot | Context
 
 
 class WriteMemory:
@@ -41,20 +38,9 @@ class WriteMemory:
         #: acknowledged after a try elsewhere: its value may lie under two dots
         self._doubled: _Generations[tuple[int, ...]] = _Generations(keys_max)
 
-    def bases(self, keys: Sequence[bytes]) -> list[Context | None] | None:
+    def bases(self, keys: Sequence[bytes]) -> list[Base | None] | None:
         """What a blind write of each key may replace; None when nothing is known of any."""
-        found = self._bases.find(keys)
-        if found is None:
-            return None
-        # the normal form of one dot: the first of an actor is a past, any other stands alone
-        return [
-            base
-            if base is None or type(base) is Context
-            else Context({base[0]: 1})  # type: ignore[index]
-            if base[1] == 1  # type: ignore[index]
-            else Context({}, (base,))  # type: ignore[arg-type]
-            for base in found
-        ]
+        return self._bases.find(keys)
 
     def voids(self, keys: Sequence[bytes], *, blind: bool) -> list[tuple[int, ...] | None] | None:
         """Sequences whose values a write of each key replaces, should they turn up; None when there are none."""

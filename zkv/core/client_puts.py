@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from zkv.core import messages as m
-from zkv.core.client_calls import Call, Part, Positions, State, runs, take, take_optional
+from zkv.core.client_calls import Call
 from zkv.core.client_outcomes import GET_VERDICTS, PUT_VERDICTS, Failure, Verdict
+from zkv.core.client_parts import Part, Positions, State, runs, take, take_optional
 from zkv.core.client_state import ClientState
 from zkv.core.messages import BATCH_VALUES_BYTES_MAX, ITEMS_MAX, Status
 from zkv.core.topology import Bucket
@@ -80,6 +81,7 @@ class PutCall(Call):
             self._durable,
             part.again,
             self._want_context,
+            retry=part.tainted,
             deadline_ns=self.deadline_ns,
         )
 

@@ -95,9 +95,14 @@ class Coordinator:
         if outcome is None and self._view.memory.is_too_old(message.request):
             open_put.settle_failed(everything, Status.TOO_OLD)
             return []
+        settled: frozenset[int] = frozenset()
+        if message.retry and outcome is None and self._view.now_ns < self._view.forgetful_until_ns:
+            settled = self._only_stated(open_put)
         rows = self._view.rows_of(message.keys)
         elsewhere: dict[NodeId, list[int]] = {}
-        for (bucket, row_group, manner), items in self._sorted_out(open_put, rows, outcome is not None).items():
+        for (bucket, row_group, manner), items in self._sorted_out(
+            open_put, rows, settled, outcome is not None
+        ).items():
             if bucket is None:
                 open_put.settle_failed(items, Status.NO_SUCH_BUCKET)
                 continue
@@ -127,12 +132,29 @@ class Coordinator:
                 group.outcomes.append(outcome)
         return [effect for node, items in elsewhere.items() for effect in self._forward(open_put, items, node)]
 
-    def _sorted_out(
-        self, open_put: OpenPut, rows: list[Row | None], repeated: bool
-    ) -> dict[tuple[Bucket | None, int, Manner], list[int]]:
-        """Items by bucket, replica set and manner; too large values are settled here."""
+    def _only_stated(self, open_put: OpenPut) -> frozenset[int]:
+        """A retry of what this store may have carried out and forgotten: it may replace what was stated and no more. Items with nothing stated
+        on a strict bucket are settled as unknown, and returned."""
         message = open_put.message
-        uniform = self._uniform(message, rows, repeated)
+        message.again = True
+        refused = []
+        for i, key in enumerate(message.keys):
+            bucket = self._view.buckets.get(bucket_of(key))
+            strict = bucket is not None and not (bucket.sloppy if message.sloppy is None else message.sloppy)
+            stated = (message.contexts is not None and message.contexts[i] is not None) or (
+                message.bases is not None and message.bases[i] is not None
+            )
+            if strict and not stated:
+                refused.append(i)
+        open_put.settle_failed(refused, Status.TOO_OLD)
+        return frozenset(refused)
+
+    def _sorted_out(
+        self, open_put: OpenPut, rows: list[Row | None], settled: frozenset[int], repeated: bool
+    ) -> dict[tuple[Bucket | None, int, Manner], list[int]]:
+        """Items that are not settled yet by bucket, replica set and manner; too large values are settled here."""
+        message = open_put.message
+        uniform = None if settled else self._uniform(message, rows, repeated)
         if uniform is not None:
             return {uniform: list(range(len(rows)))}
         sorted_out: dict[tuple[Bucket | None, int, Manner], list[int]] = {}
@@ -140,6 +162,8 @@ class Coordinator:
         manners: dict[int, Manner] = {}
         buckets = self._view.buckets
         for i, row in enumerate(rows):
+            if i in settled:
+                continue
             bucket_id = bucket_of(message.keys[i])
             bucket = buckets.get(bucket_id)
             if row is None or bucket is None:
@@ -221,6 +245,7 @@ class Coordinator:
             whole.again,
             whole.want_context,
             hop=True,
+            retry=whole.retry,
             deadline_ns=whole.deadline_ns,
         )
         self._forwards[(whole.request, node)] = (open_put, items, whole.deadline_ns)

@@ -107,6 +107,7 @@ class Put:
     contexts[i]  Context = exactly this is replaced; None = blind overwrite
     bases[i]     for blind items: the dot (or context) of this session's own last write of the key, or None
     voids[i]     sequences of this session on this key whose outcome the client never learnt
+    retry        not the first try: a store that may have forgotten requests must not carry it out as if it were
     again        a retry at another store: mint with the given contexts and bases alone
     hop          forwarded once; must not be forwarded again. items then says which items of the client's request these are
     """
@@ -127,6 +128,7 @@ class Put:
     again: bool = False
     want_context: bool = False
     hop: bool = False
+    retry: bool = False
     deadline_ns: int = 0
 
 

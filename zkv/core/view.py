@@ -55,6 +55,8 @@ class View:
         self.clock = clock
         self.unsynced = False
         self.draining = False
+        #: until then this store may lack requests that it carried out: power was lost before their records were synced
+        self.forgetful_until_ns = 0
         self.ring: Ring | None = None
         self.document: TopologyDocument | None = None
         self.document_bytes = b""

@@ -8,9 +8,10 @@ from functools import cache
 import pytest
 
 from zkv.core import messages as m
-from zkv.core.client_calls import CONNECT_PATIENCE_NS, FLYING_MAX, LAST_TRY_NS, Order, Part, runs
+from zkv.core.client_calls import CONNECT_PATIENCE_NS, FLYING_MAX, LAST_TRY_NS
 from zkv.core.client_memory import WriteMemory
 from zkv.core.client_outcomes import GET_VERDICTS, PUT_VERDICTS, Failure, Verdict, error_of
+from zkv.core.client_parts import Order, Part, runs
 from zkv.core.client_puts import GetCall, PutCall
 from zkv.core.client_state import ClientState
 from zkv.core.messages import Status
@@ -350,7 +351,7 @@ def test_each_item_of_a_batch_has_its_own_outcome() -> None:
     assert call.done
     assert {p: type(e) for p, e in call.errors().items()} == {1: TooLarge}
     assert sorted(p for positions, _, _ in call.answers for p in positions) == [0, 2]
-    assert state.memory.bases(keys) == [Context({ACTOR: 1}), None, Context({}, ((ACTOR, 7),))]
+    assert state.memory.bases(keys) == [(ACTOR, 1), None, (ACTOR, 7)]
 
 
 def test_definite_refusal_is_not_risked_for_a_try_at_the_last_moment() -> None:
@@ -490,6 +491,30 @@ def test_batch_whose_link_broke_is_divided_by_what_may_go_elsewhere() -> None:
     call.on_reply(free.address, ok(free), 2)
     assert call.done
     assert not call.failures
+
+
+def test_two_pieces_of_one_request_are_never_at_one_node_at_a_time() -> None:
+    """The node would take the second for the first come again, and drop it."""
+    state = state_of(2)
+    keys = keys_of("a", "b", "c", bucket=2)
+    with_base(state, keys[1:2])
+    call = put_call(state, keys, "strict")
+    first = one(call, 0)
+    call.on_lost(first.address, 1)
+    at: dict[str, Order] = {}
+    now = 1
+    for _ in range(30):
+        now = max(now, call.next_wakeup_ns())
+        for order in call.turn(now):
+            assert order.address not in at, "still there"
+            call.on_sent(order, now)
+            at[order.address] = order
+        for address in [a for a, o in at.items() if put_of(o).again]:
+            del at[address]
+            call.on_lost(address, now)
+    ((address, order),) = at.items()
+    assert address == first.address
+    assert put_of(order).items == [0, 2]
 
 
 def test_single_node_put_whose_link_broke_returns_to_it_unmarked() -> None:
@@ -668,7 +693,7 @@ def test_base_is_the_own_dot_or_all_that_the_reply_covers() -> None:
     keys = [b"a", b"b", b"c"]
     assert memory.bases(keys) is None
     memory.note_acked(keys[:2], acked([ACTOR], [1, 4]))
-    assert memory.bases(keys) == [EMPTY.with_dot((ACTOR, 1)), EMPTY.with_dot((ACTOR, 4)), None]
+    assert memory.bases(keys) == [(ACTOR, 1), (ACTOR, 4), None]
     full = Context({ACTOR: 9, OTHER: 2})
     memory.note_acked([b"c"], acked([ACTOR], [9], contexts=[full]))
     assert memory.bases([b"c"]) == [full]
@@ -679,7 +704,7 @@ def test_base_survives_deletes_which_mint_no_dot() -> None:
     memory.note_acked([b"a"], acked([ACTOR], [3]))
     memory.note_acked([b"a"], acked([ACTOR], [0]))
     memory.note_acked([b"a"], acked([ACTOR], [0], contexts=[EMPTY]))
-    assert memory.bases([b"a"]) == [EMPTY.with_dot((ACTOR, 3))]
+    assert memory.bases([b"a"]) == [(ACTOR, 3)]
 
 
 def test_memory_is_bounded_and_keeps_the_newest() -> None:
