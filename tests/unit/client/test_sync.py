@@ -669,17 +669,17 @@ def test_close_lets_a_call_of_another_thread_end(cluster: FakeCluster) -> None:
     kv = zkv.connect(cluster.url)
     kv.ping()
     first = cluster.replicas(b"k")[0]
-    release = threading.Event()
+    started, release = threading.Event(), threading.Event()
 
     def wait(message: m.Message) -> object:
+        started.set()
         assert release.wait(5)
         return HONEST
 
     first.script = answering(m.Put, wait)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(kv.put, "k", b"v")
-        while not kv._engine._lanes or kv._engine._idle:
-            time.sleep(0.001)
+        assert started.wait(5)
         kv.close()
         release.set()
         assert future.result(5).acked

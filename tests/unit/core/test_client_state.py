@@ -334,6 +334,7 @@ def test_overloaded_is_retried_elsewhere_as_a_new_request_after_a_pause() -> Non
         "certainly not applied: nothing ties it to the first try"
     )
     assert not put_of(again).again
+    assert not put_of(again).retry
     call.on_reply(again.address, ok(again), 20 * MS)
     assert call.done
     assert not call.failures
@@ -422,6 +423,7 @@ def test_put_whose_link_broke_goes_elsewhere_only_if_it_cannot_supersede(
     (second,) = sent(call, 10) or woken(call)
     assert put_of(second).request == put_of(first).request, "a retry carries the same request id"
     assert put_of(second).bases == put_of(first).bases
+    assert (put_of(first).retry, put_of(second).retry) == (False, True), "a store that forgot requests must know"
     if elsewhere:
         assert second.address != first.address
         assert put_of(second).again
