@@ -69,8 +69,10 @@ def flat_past(past: Mapping[Actor, int]) -> list[bytes | int]:
 def past_from_flat(flat: Any) -> dict[Actor, int]:
     if type(flat) is not list or len(flat) % 2:
         raise ProtocolError("a past is a flat list of actors and counters")
-    past = dict(zip(flat[::2], flat[1::2], strict=True))
-    for actor, n in past.items():
+    past: dict[Actor, int] = {}
+    parts = iter(flat)
+    for actor in parts:
+        past[actor] = n = next(parts)
         if type(actor) is not bytes or len(actor) != ACTOR_BYTES or type(n) is not int or n < 1:
             raise ProtocolError("a past maps 12-byte actors to counters above 0")
     if len(past) * 2 != len(flat):
@@ -211,8 +213,10 @@ def decode_block(meta: bytes, values: bytes) -> RecordBlock:
                         values[start:offset],
                     )
                 )
-            if cloud is None and len(flat) == 2 and len(siblings) == 1 and flat[0] == actor and flat[1] >= counter > 0:
-                versions = VersionSet((siblings[0],), {actor: flat[1]})
+            if cloud is None and len(siblings) == 1:
+                versions = VersionSet((siblings[0],), past_from_flat(flat))
+                if not versions.past.get(actor, 0) >= counter > 0:
+                    raise ProtocolError("a set must know its own dots")
             else:
                 versions = VersionSet(tuple(siblings), past_from_flat(flat), cloud_from_flat(cloud))
                 _check_set(versions)
@@ -231,11 +235,6 @@ def _voids(voids: Any) -> tuple[int, ...]:
 
 
 def _check_set(versions: VersionSet) -> None:
-    if len(versions.siblings) == 1 and not versions.cloud:
-        (only,) = versions.siblings
-        if versions.past.get(only.actor, 0) < only.counter or only.counter < 1:
-            raise ProtocolError("a set must know its own dots")
-        return
     try:
         versions.check_invariants()
     except AssertionError as error:

@@ -20,7 +20,10 @@ SESSIONS_MAX = 65_536
 
 
 class Outcome:
-    """The dots of one request at this store: item numbers and counters, side by side. Counter 0: a delete, no dot."""
+    """The dots of one request at this store: item numbers and counters, side by side. Counter 0: a delete, no dot.
+
+    actor is b"" while no record showed it: only deletes so far, or the value was replaced before its record came here.
+    """
 
     __slots__ = ("actor", "counters", "items")
 

@@ -299,21 +299,35 @@ def visible(versions: VersionSet | None, now_ms: int) -> tuple[Sibling, ...]:
 def _dominating(a: VersionSet, b: VersionSet) -> VersionSet | None:
     """`a` or `b` when it knows all that the other knows and nothing it holds is obsolete to the other; else None. No clouds."""
     a_past, b_past = a.past, b.past
-    for winner, loser, w_past, l_past in ((a, b, a_past, b_past), (b, a, b_past, a_past)):
-        for actor, n in l_past.items():
-            if w_past.get(actor, 0) < n:
+    a_knows = b_knows = True
+    for actor, n in b_past.items():
+        mine = a_past.get(actor, 0)
+        if mine < n:
+            a_knows = False
+        elif mine > n:
+            b_knows = False
+    if b_knows:
+        for actor in a_past:
+            if actor not in b_past:
+                b_knows = False
                 break
-        else:
-            for s in winner.siblings:
-                if l_past.get(s.actor, 0) >= s.counter:
-                    for other in loser.siblings:
-                        if other.counter == s.counter and other.actor == s.actor:
-                            _check_equal(s, other)
-                            break
-                    else:
-                        return None  # the loser knows that this sibling is obsolete
-            return winner
-    return None
+    if a_knows and _nothing_obsolete(a, b):
+        return a
+    return b if b_knows and _nothing_obsolete(b, a) else None
+
+
+def _nothing_obsolete(winner: VersionSet, loser: VersionSet) -> bool:
+    """Whether no sibling of `winner` is one that `loser` knows and does not hold."""
+    known = loser.past
+    for s in winner.siblings:
+        if known.get(s.actor, 0) >= s.counter:
+            for other in loser.siblings:
+                if other.counter == s.counter and other.actor == s.actor:
+                    _check_equal(s, other)
+                    break
+            else:
+                return False
+    return True
 
 
 def _check_equal(a: Sibling, b: Sibling) -> None:

@@ -271,7 +271,7 @@ class Writes:
             numbers = open_put.message.items
             for i in items:
                 counter = outcome.counter_of(numbers[i] if numbers else i)
-                group.counters.append(counter or 0)
+                group.counters.append(counter or 0 if outcome.actor else 0)
                 (lost if counter is None else live).append(position)
                 position += 1
         self._fail_positions(group, lost, Status.TOO_OLD, 0)

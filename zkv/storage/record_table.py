@@ -51,10 +51,7 @@ class RecordTable:
                 if record.key not in sets:
                     self._unplaced.append(record.key)
                 sets[record.key] = record.versions
-            self._remember(record)
-            for s in record.versions.siblings:
-                if s.stamp > self.stamp_high:
-                    self.stamp_high = s.stamp
+        self._note_all(block.records)
 
     # --- a step ---
 
@@ -151,12 +148,8 @@ class RecordTable:
                         continue
                     record = Record(record.key, record.row_version, record.fence, record.request, joined)
             self._install(record.key, mine, joined)
-            self._remember(record)
             changed.append(record)
-        for record in changed:
-            for s in record.versions.siblings:
-                if s.stamp > self.stamp_high:
-                    self.stamp_high = s.stamp
+        self._note_all(changed)
         statuses = [failed.get(i, int(Status.OK)) for i in range(len(records))] if failed else None
         block = None if not changed else join.block if untouched else RecordBlock(changed)
         return block, held_seq, statuses, inexact
@@ -191,15 +184,27 @@ class RecordTable:
         if before is None:
             self._unplaced.append(key)
 
-    def _remember(self, record: Record) -> None:
-        if record.request is None:
-            return
-        session, sequence, item, counter = record.request
-        actor = Actor(b"")
-        for s in record.versions.siblings:
-            if s.session == session and s.sequence == sequence:
-                actor = s.actor
-        self._memory.remember((session, sequence), item, actor, counter)
+    def _note_all(self, records: list[Record]) -> None:
+        """What else records tell: the requests they were minted by (neighbours mostly share one) and the highest stamp."""
+        asked: RequestId | None = None
+        high = self.stamp_high
+        for record in records:
+            siblings = record.versions.siblings
+            for s in siblings:
+                if s.stamp > high:
+                    high = s.stamp
+            if record.request is None:
+                continue
+            session, sequence, item, counter = record.request
+            if asked is None or asked[1] != sequence or asked[0] != session:
+                asked = (session, sequence)
+                outcome = self._memory.outcome(asked, Actor(b""))
+            if not outcome.actor:
+                for s in siblings:
+                    if s.session == session and s.sequence == sequence:
+                        outcome.actor = s.actor
+            outcome.add(item, counter)
+        self.stamp_high = high
 
     # --- reading ---
 
