@@ -20,6 +20,7 @@ from zkv.core import messages as m
 from zkv.core.events import Event, Route
 from zkv.core.messages import Kind, RecordBlock, Status
 from zkv.core.node_state import NodeState
+from zkv.core.versions import UNLOGGED
 from zkv.errors import DiskFull, ProtocolError, VersionMismatch
 from zkv.ids import NodeId
 from zkv.ports import Clock, Frames, Inbox, Log, Transport
@@ -208,8 +209,10 @@ class Driver:
 
     def _read(self, read: fx.Read) -> None:
         sets, seq = self._table.read(read.keys)
-        done = ev.ReadDone(read.cause, sets)
-        if read.durable and self._every_ack_durable and seq > self._log.durable_seq:
+        synced = seq <= self._log.durable_seq
+        must_wait = read.synced or (read.durable and self._every_ack_durable)
+        done = ev.ReadDone(read.cause, sets, durable=synced or must_wait)
+        if must_wait and not synced:
             self._reads_awaiting_sync.append((seq, done))
         else:
             self._events.append(done)
@@ -281,7 +284,7 @@ class Driver:
         written: list[int] = []
         durable: list[int] = []
         for step, held_seq, logged in held:
-            needed = seq if logged else held_seq
+            needed = seq if logged or held_seq == UNLOGGED else held_seq
             if needed <= durable_seq:
                 durable.append(step.cause)
             elif self._every_ack_durable or step.durable:
@@ -298,6 +301,18 @@ class Driver:
 
     # --- out ---
 
+    def _too_large(self, effect: fx.Send | fx.Reply | fx.Publish, error: ProtocolError) -> None:
+        """What does not fit into a message is answered as that; it must not stop the turn that everybody else waits for."""
+        self.counters["unsent"] += 1
+        self._note("error", f"{effect.message.kind.name}: {error}")
+        if isinstance(effect, fx.Send):
+            self._events.append(ev.Undeliverable(effect.node, effect.message))
+        elif isinstance(effect, fx.Reply):
+            request = getattr(effect.message, "request", (0, 0))
+            self._out.append(
+                fx.Reply(effect.route, m.Refused(request, "TooLarge", f"{error}; ask for fewer keys at once"))
+            )
+
     def _flush(self) -> None:
         out, self._out[:] = self._out[:], []
         now_ns = self._clock.monotonic_ns()
@@ -306,7 +321,11 @@ class Driver:
             message = effect.message
             frames = encoded.get(id(message))
             if frames is None:
-                frames = encoded[id(message)] = wire.encode(message, cluster=self._cluster, now_ns=now_ns)
+                try:
+                    frames = encoded[id(message)] = wire.encode(message, cluster=self._cluster, now_ns=now_ns)
+                except ProtocolError as error:
+                    self._too_large(effect, error)
+                    continue
             if isinstance(effect, fx.Send):
                 if not self._transport.send_peer(effect.node, frames):
                     self.counters["unsent"] += 1

@@ -85,7 +85,7 @@ def messages() -> dict[str, m.Message]:
         "admin_reply": m.AdminReply((7, 5), m.Status.OK, {"schema": 1}),
         "refused": m.Refused((7, 6), "Overloaded", "too much", {"retry_after_ms": 50}),
         "peer_hello": m.PeerHello(*peer),
-        "peer_hello_ack": m.PeerHelloAck(*peer, "", store),
+        "peer_hello_ack": m.PeerHelloAck(*peer, "", [(node, store), (other, b"T" * 16)]),
         "replica_put": m.ReplicaPut(0x7F00000004, block(), True, deadline_ns=5 * SECOND),
         "replica_put_ack": m.ReplicaPutAck(0x7F00000004, store, True, [m.Status.OK, m.Status.CORRUPT], [0]),
         "replica_get": m.ReplicaGet(0x7F00000005, [ADA, BOB], [1, 1], True, True, deadline_ns=5 * SECOND),

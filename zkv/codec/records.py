@@ -26,6 +26,8 @@ BLOCK_CODEC: Final = 1
 #: longest array anywhere in a message: items of a batch, actors and siblings of a set
 ARRAY_MAX: Final = 65_536
 RECORDS_MAX: Final = 16_384
+#: nobody counts so far by honest means, and there is room above it for a store to go on counting
+COUNTER_MAX: Final = 1 << 48
 
 _META_LENGTH = struct.Struct("<I")
 _STORED_KEY_MAX: Final = BUCKET_BYTES + KEY_BYTES_MAX
@@ -73,7 +75,7 @@ def past_from_flat(flat: Any) -> dict[Actor, int]:
     parts = iter(flat)
     for actor in parts:
         past[actor] = n = next(parts)
-        if type(actor) is not bytes or len(actor) != ACTOR_BYTES or type(n) is not int or n < 1:
+        if type(actor) is not bytes or len(actor) != ACTOR_BYTES or type(n) is not int or not 0 < n <= COUNTER_MAX:
             raise ProtocolError("a past maps 12-byte actors to counters above 0")
     if len(past) * 2 != len(flat):
         raise ProtocolError("an actor stands twice in a past")
@@ -91,7 +93,7 @@ def cloud_from_flat(flat: Any) -> tuple[Dot, ...]:
         raise ProtocolError("a cloud is a flat list of actors and counters")
     dots = sorted(set(zip(flat[::2], flat[1::2], strict=True)))
     for actor, n in dots:
-        if type(actor) is not bytes or len(actor) != ACTOR_BYTES or type(n) is not int or n < 1:
+        if type(actor) is not bytes or len(actor) != ACTOR_BYTES or type(n) is not int or not 0 < n <= COUNTER_MAX:
             raise ProtocolError("a cloud holds 12-byte actors and counters above 0")
     return tuple(dots)
 

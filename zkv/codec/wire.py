@@ -23,7 +23,7 @@ WIRE_VERSION: Final = 1
 HEADER: Final = struct.Struct("<2sBBHBBQQQIIII")
 HEADER_BYTES: Final = HEADER.size
 MAGIC: Final = b"zk"
-BODY_BYTES_MAX: Final = 8 * 1024 * 1024
+BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 VALUES_BYTES_MAX: Final = 64 * 1024 * 1024
 REMAINING_MS_MAX: Final = 60_000
 
@@ -142,7 +142,9 @@ def decode(frames: Sequence[bytes], *, now_ns: int = 0, header: Header | None = 
             raise
         raise ProtocolError(f"not a {head.kind.name} body: {error}") from error
     if head.remaining_ms:
-        message.deadline_ns = now_ns + head.remaining_ms * 1_000_000  # type: ignore[union-attr]
+        if not hasattr(message, "deadline_ns"):
+            raise ProtocolError(f"{head.kind.name} has no deadline")
+        message.deadline_ns = now_ns + head.remaining_ms * 1_000_000
     return message
 
 

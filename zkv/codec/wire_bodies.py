@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from zkv.codec.records import (
+    COUNTER_MAX,
     context_from_tree,
     context_to_tree,
     decode_block,
@@ -106,7 +107,7 @@ def _bases_in(tree: Any, count: int) -> list[Base | None] | None:
     for base in column:
         if base is not None and len(base) == 2 and type(base[0]) is bytes:
             actor, counter = base
-            if len(actor) != ACTOR_BYTES or type(counter) is not int or counter < 1:
+            if len(actor) != ACTOR_BYTES or type(counter) is not int or not 0 < counter <= COUNTER_MAX:
                 raise ProtocolError("a dot is a 12-byte actor and a counter above 0")
             bases.append((Actor(actor), counter))
         else:
@@ -195,17 +196,17 @@ def _put_in(session: int, sequence: int, count: int, tree: Any, values: bytes) -
         cut = list(_cut(values, lengths))
     _optional(voids, count, _LIST_OR_NONE, "voids")
     if voids is not None:
-        voids = [None if v is None else tuple(_column(v, len(v), _INT, "voids")) for v in voids]
+        voids = [None if v is None else tuple(_unsigned(v, len(v), 1 << 64, "voids")) for v in voids]
     return m.Put(
         (session, sequence),
         _keys(keys, count),
         cut,
-        _column(checksums, count, _INT, "checksums"),
+        _unsigned(checksums, count, 1 << 32, "checksums"),
         _contexts_in(contexts, count, "contexts"),
         _bases_in(bases, count),
-        _optional(expires, count, _INT, "expires_ms"),
+        None if expires is None else _unsigned(expires, count, 1 << 63, "expires_ms"),
         voids,
-        _optional(items, count, _INT, "items"),
+        _numbers(items, count),
         _level(w),
         _flag(sloppy),
         _typed(durable, bool, "durable"),
@@ -228,12 +229,13 @@ def _put_reply_out(x: m.PutReply) -> Parts:
         receipts,
         x.receipt_of_item,
         _contexts_out(x.contexts),
+        x.items,
     ]
     return (*x.request, len(x.counters), tree, b"")
 
 
 def _put_reply_in(session: int, sequence: int, count: int, tree: Any, values: bytes) -> m.PutReply:
-    statuses, required, got, actors, actor_of_item, counters, receipts, receipt_of_item, contexts = tree
+    statuses, required, got, actors, actor_of_item, counters, receipts, receipt_of_item, contexts, items = tree
     parsed = []
     for nodes, durable, sloppy, epoch in receipts:
         nodes = [NodeId(n) for n in _column(nodes, len(nodes), _INT, "nodes")]
@@ -242,7 +244,7 @@ def _put_reply_in(session: int, sequence: int, count: int, tree: Any, values: by
                 nodes, _typed(durable, bool, "durable"), _typed(sloppy, bool, "sloppy"), _typed(epoch, int, "epoch")
             )
         )
-    return m.PutReply(
+    reply = m.PutReply(
         (session, sequence),
         _optional(statuses, count, _INT, "statuses"),
         _optional(required, count, _INT, "required"),
@@ -253,7 +255,30 @@ def _put_reply_in(session: int, sequence: int, count: int, tree: Any, values: by
         parsed,
         _indexes(receipt_of_item, count, len(parsed), "receipt_of_item"),
         _contexts_in(contexts, count, "contexts"),
+        _numbers(items, count),
     )
+    for i in range(count) if statuses is not None or actor_of_item or receipt_of_item else range(min(count, 1)):
+        if not (statuses and statuses[i]) and (
+            (actor_of_item[i] if actor_of_item else 0 if actors else -1) < 0
+            or (receipt_of_item[i] if receipt_of_item else 0 if parsed else -1) < 0
+        ):
+            raise ProtocolError("an item that is ok names who minted and who holds it")
+    return reply
+
+
+def _numbers(items: Any, count: int) -> list[int] | None:
+    """Numbers of items in a client's request."""
+    column: list[int] | None = _optional(items, count, _INT, "items")
+    if column and not (min(column) >= 0 and max(column) < _ITEMS_MAX and len(set(column)) == len(column)):
+        raise ProtocolError("item numbers are distinct and below 16,384")
+    return column
+
+
+def _unsigned(value: Any, count: int, bound: int, name: str) -> Any:
+    column = _column(value, count, _INT, name)
+    if column and not (min(column) >= 0 and max(column) < bound):
+        raise ProtocolError(f"column {name} holds a number out of its range")
+    return column
 
 
 def _indexes(column: Any, count: int, limit: int, name: str) -> list[int] | None:
@@ -406,15 +431,14 @@ def _peer_hello_in(session: int, sequence: int, count: int, tree: Any, values: b
 
 
 def _peer_hello_ack_out(x: m.PeerHelloAck) -> Parts:
-    tree = [x.node, x.name, x.store, x.open_id, x.initial_hash, x.phase, x.initial, x.epoch, x.refusal, x.known_store]
+    tree = [x.node, x.name, x.store, x.open_id, x.initial_hash, x.phase, x.initial, x.epoch, x.refusal, x.stores]
     return 0, 0, 0, tree, b""
 
 
 def _peer_hello_ack_in(session: int, sequence: int, count: int, tree: Any, values: bytes) -> m.PeerHelloAck:
-    *fields, refusal, known_store = tree
-    return m.PeerHelloAck(
-        *_peer_fields(fields), _typed(refusal, str, "refusal"), _typed(known_store, bytes, "known_store")
-    )
+    *fields, refusal, stores = tree
+    table = [(NodeId(_typed(node, int, "node")), _typed(store, bytes, "store")) for node, store in stores]
+    return m.PeerHelloAck(*_peer_fields(fields), _typed(refusal, str, "refusal"), table)
 
 
 def _replica_put_out(x: m.ReplicaPut) -> Parts:

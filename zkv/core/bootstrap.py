@@ -91,7 +91,7 @@ class Bootstrap:
             me.initial,
             self.epoch,
             refusal,
-            self._stores.get(hello.node, b"") if self.phase == ACTIVE else b"",
+            sorted(self._stores.items()) if self.phase == ACTIVE else [],
         )
         effects: list[Effect] = [Reply(route, ack)]
         if refusal and self._refusals.get(hello.node) != refusal:
@@ -126,21 +126,21 @@ class Bootstrap:
         self._refusals.pop(node, None)
         if self.phase == ACTIVE or self._adopting:
             return []
-        self._stores[node] = ack.store
-        if ack.phase == ACTIVE and ack.known_store:
-            return self._adopt(unsynced=ack.known_store != self._me.store)
-        if ack.phase == NEW and all(peer in self._stores for peer in self._peers):
-            return self._adopt(unsynced=False)
         if ack.phase == ACTIVE:
-            # It is active and does not remember whom it saw as us: only a node that does can say whether we were wiped.
-            del self._stores[node]
+            # It knows who was there when the cluster began. What new directories told us since may be those of wiped members.
+            self._stores = dict(ack.stores)
+            return self._adopt(unsynced=self._stores.get(self._me.node) != self._me.store)
+        self._stores[node] = ack.store
+        if all(peer in self._stores for peer in self._peers):
+            return self._adopt(unsynced=False)
         return []
 
     def _adopt(self, *, unsynced: bool) -> list[Effect]:
         self._adopting = True
-        return [Adopt(unsynced, dict(self._stores) | {self._me.node: self._me.store})]
+        return [Adopt(unsynced, {self._me.node: self._me.store} | self._stores)]
 
     def on_adopted(self) -> None:
+        self._stores.setdefault(self._me.node, self._me.store)
         self.phase = ACTIVE
         self.epoch = 1
         self._adopting = False

@@ -18,6 +18,7 @@ from zkv.core.events import Route
 from zkv.core.messages import Status
 from zkv.core.quorum import Requirement
 from zkv.core.reads import ReadGroup, Reads
+from zkv.core.request_memory import Outcome
 from zkv.core.requests import OpenGet, OpenPut
 from zkv.core.ring import Row
 from zkv.core.topology import Bucket
@@ -26,7 +27,13 @@ from zkv.core.writes import Manner, WriteGroup, Writes
 from zkv.ids import BUCKET_BYTES, NodeId, RequestId, bucket_of
 
 _T = TypeVar("_T")
+#: a request and the numbers of its items, () = all
+_PartKey = tuple[RequestId, tuple[int, ...]]
 
+#: a group travels as one message: what would make it larger begins another
+GROUP_ITEMS_MAX: Final = 4_000
+GROUP_BYTES_MAX: Final = 8 * 1024 * 1024
+READ_ITEMS_MAX: Final = 1_000
 #: items in open requests above which new requests are refused
 OPEN_ITEMS_MAX: Final = 200_000
 OVERLOADED_RETRY_AFTER_MS: Final = 50
@@ -40,10 +47,12 @@ class Coordinator:
         self._view = view
         self._writes = writes
         self._reads = reads
-        self._puts: dict[RequestId, OpenPut] = {}
+        #: by request and the numbers of its items: parts of one request may be here by different ways at once
+        self._puts: dict[_PartKey, OpenPut] = {}
         self._done_puts: list[OpenPut] = []
         self._done_gets: list[OpenGet] = []
-        self._forwards: dict[tuple[RequestId, NodeId], tuple[OpenPut, list[int], int]] = {}
+        #: (node, part) -> request, positions of the part in it, deadline
+        self._forwards: dict[tuple[NodeId, _PartKey], tuple[OpenPut, list[int], int]] = {}
         self.open_items = 0
 
     # --- arrival ---
@@ -55,8 +64,9 @@ class Coordinator:
         for route, message in requests:
             if not message.deadline_ns:
                 message.deadline_ns = self._view.now_ns + _DEADLINE_DEFAULT_NS
-            if not message.keys:
-                effects.append(Reply(route, m.Refused(message.request, "InvalidKey", "a request without keys")))
+            if not message.keys or len(set(message.keys)) < len(message.keys):
+                text = "a request without keys" if not message.keys else "a key stands twice in one request"
+                effects.append(Reply(route, m.Refused(message.request, "InvalidKey", text)))
             elif self._view.ring is None or self._view.draining or self.open_items + len(message.keys) > OPEN_ITEMS_MAX:
                 effects.append(Reply(route, self._refusal(message)))
             elif isinstance(message, m.Put):
@@ -80,12 +90,14 @@ class Coordinator:
         return m.Refused(message.request, "Overloaded", text, {"retry_after_ms": OVERLOADED_RETRY_AFTER_MS})
 
     def _on_put(self, route: Route, message: m.Put, groups: dict[tuple[object, ...], WriteGroup]) -> list[Effect]:
-        already = self._puts.get(message.request)
+        key = _part_key(message)
+        already = self._puts.get(key)
         if already is not None:
-            already.route = route  # the same request on a new connection: it is being worked on
+            if route not in already.routes:
+                already.routes.append(route)  # the same request on another connection: it is being worked on
             return []
         open_put = OpenPut(route, message, self._done_puts)
-        self._puts[message.request] = open_put
+        self._puts[key] = open_put
         self.open_items += len(message.keys)
         everything = list(range(len(message.keys)))
         if message.deadline_ns <= self._view.now_ns:
@@ -100,9 +112,7 @@ class Coordinator:
             settled = self._only_stated(open_put)
         rows = self._view.rows_of(message.keys)
         elsewhere: dict[NodeId, list[int]] = {}
-        for (bucket, row_group, manner), items in self._sorted_out(
-            open_put, rows, settled, outcome is not None
-        ).items():
+        for (bucket, row_group, manner), items in self._sorted_out(open_put, rows, settled, outcome).items():
             if bucket is None:
                 open_put.settle_failed(items, Status.NO_SUCH_BUCKET)
                 continue
@@ -111,26 +121,45 @@ class Coordinator:
             if self._view.node not in row.replicas:
                 self._elsewhere(open_put, row, items, elsewhere)
                 continue
-            requirement = self._requirement(message.w, bucket.w, row)
-            key = (
-                row_group,
-                bucket.bucket_id,
-                str(message.w),
-                manner,
-                message.durable,
-                message.deadline_ns >> _DEADLINE_STEP_BITS,
-            )
-            group = groups.get(key)
-            if group is None:
-                group = self._writes.new_group(row.replicas, requirement, manner, message.durable, message.deadline_ns)
-                group.pasts_needed = self._requirement(None, bucket.r, row).count
-                groups[key] = group
-            group.deadline_ns = min(group.deadline_ns, message.deadline_ns)
+            group = self._write_group(groups, message, bucket, row, row_group, manner, len(items))
             group.segments.append((open_put, items))
             group.rows.extend([rows[i] for i in items])  # type: ignore[misc]
-            if outcome is not None:
+            if outcome is not None and manner is Manner.REPEATED:
                 group.outcomes.append(outcome)
         return [effect for node, items in elsewhere.items() for effect in self._forward(open_put, items, node)]
+
+    def _write_group(
+        self,
+        groups: dict[tuple[object, ...], WriteGroup],
+        message: m.Put,
+        bucket: Bucket,
+        row: Row,
+        row_group: int,
+        manner: Manner,
+        count: int,
+    ) -> WriteGroup:
+        """The group that these items join; a full one is left as it is and another begun."""
+        key: tuple[object, ...] = (
+            row_group,
+            bucket.bucket_id,
+            str(message.w),
+            manner,
+            message.durable,
+            message.deadline_ns >> _DEADLINE_STEP_BITS,
+        )
+        size = sum([len(v) for v in message.values if v is not None])
+        group = groups.get(key)
+        if group is not None and (len(group.rows) + count > GROUP_ITEMS_MAX or group.bytes + size > GROUP_BYTES_MAX):
+            groups[(*key, len(groups))] = groups.pop(key)
+            group = None
+        if group is None:
+            requirement = self._requirement(message.w, bucket.w, row)
+            group = self._writes.new_group(row.replicas, requirement, manner, message.durable, message.deadline_ns)
+            group.pasts_needed = self._requirement(None, bucket.r, row).count
+            groups[key] = group
+        group.deadline_ns = min(group.deadline_ns, message.deadline_ns)
+        group.bytes += size
+        return group
 
     def _only_stated(self, open_put: OpenPut) -> frozenset[int]:
         """A retry of what this store may have carried out and forgotten: it may replace what was stated and no more. Items with nothing stated
@@ -150,11 +179,11 @@ class Coordinator:
         return frozenset(refused)
 
     def _sorted_out(
-        self, open_put: OpenPut, rows: list[Row | None], settled: frozenset[int], repeated: bool
+        self, open_put: OpenPut, rows: list[Row | None], settled: frozenset[int], outcome: Outcome | None
     ) -> dict[tuple[Bucket | None, int, Manner], list[int]]:
         """Items that are not settled yet by bucket, replica set and manner; too large values are settled here."""
         message = open_put.message
-        uniform = None if settled else self._uniform(message, rows, repeated)
+        uniform = None if settled or outcome is not None else self._uniform(message, rows)
         if uniform is not None:
             return {uniform: list(range(len(rows)))}
         sorted_out: dict[tuple[Bucket | None, int, Manner], list[int]] = {}
@@ -173,7 +202,7 @@ class Coordinator:
             if value is not None and len(value) > bucket.value_bytes_max:
                 open_put.settle_failed([i], Status.TOO_LARGE, bucket.value_bytes_max, len(value))
                 continue
-            if repeated:
+            if outcome is not None and outcome.dot_of(message.items[i] if message.items else i) is not None:
                 manner = Manner.REPEATED
             elif message.again or (contexts is not None and contexts[i] is not None):
                 manner = Manner.STATED
@@ -185,17 +214,10 @@ class Coordinator:
             sorted_out.setdefault((bucket, row.group, manner), []).append(i)
         return sorted_out
 
-    def _uniform(
-        self, message: m.Put, rows: list[Row | None], repeated: bool
-    ) -> tuple[Bucket | None, int, Manner] | None:
+    def _uniform(self, message: m.Put, rows: list[Row | None]) -> tuple[Bucket | None, int, Manner] | None:
         """Where all items of a blind batch go, if they go one way: the usual case, judged by the batch and not by the item."""
         first = rows[0]
-        if (
-            repeated
-            or message.contexts is not None
-            or first is None
-            or len({key[:BUCKET_BYTES] for key in message.keys}) > 1
-        ):
+        if message.contexts is not None or first is None or len({key[:BUCKET_BYTES] for key in message.keys}) > 1:
             return None
         group = first.group
         bucket = self._view.buckets[bucket_of(message.keys[0])]
@@ -238,7 +260,7 @@ class Coordinator:
             _cut(whole.bases, items),
             _cut(whole.expires_ms, items),
             _cut(whole.voids, items),
-            items,
+            [whole.items[i] for i in items] if whole.items else items,
             whole.w,
             whole.sloppy,
             whole.durable,
@@ -248,29 +270,34 @@ class Coordinator:
             retry=whole.retry,
             deadline_ns=whole.deadline_ns,
         )
-        self._forwards[(whole.request, node)] = (open_put, items, whole.deadline_ns)
+        self._forwards[node, _part_key(part)] = (open_put, items, whole.deadline_ns)
         return [Send(node, part)]
 
     def on_part(self, node: NodeId, reply: m.PutReply) -> None:
-        forward = self._forwards.pop((reply.request, node), None)
-        if forward is not None and len(reply.counters) == len(forward[1]):
+        forward = self._forwards.pop((node, (reply.request, tuple(reply.items or ()))), None)
+        if forward is None:
+            return
+        if len(reply.counters) == len(forward[1]):
             forward[0].take_part(forward[1], reply)
+        else:
+            forward[0].settle_failed(forward[1], Status.QUORUM_NOT_MET, 1, 0)
 
     def on_part_refused(self, node: NodeId, refused: m.Refused) -> None:
-        forward = self._forwards.pop((refused.request, node), None)
-        if forward is not None:
-            forward[0].settle_failed(
-                forward[1], Status.OVERLOADED if refused.code == "Overloaded" else Status.UNAVAILABLE
-            )
+        """A part was refused as a whole: nothing of it was done. With two parts of one request there nobody knows which."""
+        keys = [key for key in self._forwards if key[0] == node and key[1][0] == refused.request]
+        status = Status.OVERLOADED if refused.code == "Overloaded" else Status.UNAVAILABLE
+        for key in keys:
+            open_put, items, _ = self._forwards.pop(key)
+            open_put.settle_failed(items, status if len(keys) == 1 else Status.QUORUM_NOT_MET, 1, 0)
 
     def on_part_undeliverable(self, node: NodeId, part: m.Put) -> None:
-        forward = self._forwards.pop((part.request, node), None)
+        forward = self._forwards.pop((node, _part_key(part)), None)
         if forward is not None:
             forward[0].settle_failed(forward[1], Status.UNAVAILABLE, 1, 0)
 
     def on_lost(self, node: NodeId) -> None:
         """Parts on their way to a node whose connection broke may or may not have been carried out."""
-        for key in [key for key in self._forwards if key[1] == node]:
+        for key in [key for key in self._forwards if key[0] == node]:
             open_put, items, _ = self._forwards.pop(key)
             open_put.settle_failed(items, Status.QUORUM_NOT_MET, 1, 0)
 
@@ -292,8 +319,17 @@ class Coordinator:
                 open_get.settle_failed(items, Status.NO_SUCH_BUCKET)
                 continue
             bucket = self._view.buckets[bucket_id]
-            key = (row_group, bucket_id, str(message.r), message.sloppy, message.deadline_ns >> _DEADLINE_STEP_BITS)
+            key: tuple[object, ...] = (
+                row_group,
+                bucket_id,
+                str(message.r),
+                message.sloppy,
+                message.deadline_ns >> _DEADLINE_STEP_BITS,
+            )
             group = groups.get(key)
+            if group is not None and len(group.rows) + len(items) > READ_ITEMS_MAX:
+                groups[(*key, len(groups))] = groups.pop(key)
+                group = None
             if group is None:
                 requirement = self._requirement(message.r, bucket.r, row)
                 agree = self._agreement(message, bucket, row, requirement)
@@ -317,9 +353,10 @@ class Coordinator:
         """Replies of all requests whose last item was settled since the last call."""
         effects: list[Effect] = []
         for open_put in self._done_puts:
-            del self._puts[open_put.message.request]
+            del self._puts[_part_key(open_put.message)]
             self.open_items -= len(open_put.message.keys)
-            effects.append(Reply(open_put.route, open_put.reply()))
+            reply = open_put.reply()
+            effects.extend(Reply(route, reply) for route in open_put.routes)
         for open_get in self._done_gets:
             self.open_items -= len(open_get.message.keys)
             effects.append(Reply(open_get.route, open_get.reply(self._view.wall_ms)))
@@ -336,6 +373,10 @@ class Coordinator:
 
     def next_wakeup_ns(self) -> int | None:
         return min((deadline_ns for _, _, deadline_ns in self._forwards.values()), default=None)
+
+
+def _part_key(message: m.Put) -> _PartKey:
+    return message.request, tuple(message.items or ())
 
 
 def _cut(column: list[_T] | None, items: list[int]) -> list[_T] | None:

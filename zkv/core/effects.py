@@ -48,11 +48,12 @@ class Join:
 
 @dataclass(slots=True)
 class Read:
-    """Answered by ReadDone; with `durable` only once what was read is synced."""
+    """Answered by ReadDone; with `durable` only once what was read is synced, where every ack is; with `synced` whatever the policy."""
 
     cause: int
     keys: list[bytes]
     durable: bool
+    synced: bool = False
 
 
 @dataclass(slots=True)

@@ -68,11 +68,12 @@ class Persisted:
 
 @dataclass(slots=True)
 class ReadDone:
-    """Our own copies, one per key asked for, None where nothing is held. statuses None = all OK."""
+    """Our own copies, one per key asked for, None where nothing is held. statuses None = all OK. durable: all of them are synced."""
 
     cause: int
     sets: list[VersionSet | None]
     statuses: list[int] | None = None
+    durable: bool = False
 
 
 @dataclass(slots=True)

@@ -144,7 +144,7 @@ class Receipt:
 
 @dataclass(slots=True)
 class PutReply:
-    """Columns per item. actor and counters give the dots minted (counter 0: none); contexts only when asked for."""
+    """Columns per item. actor and counters give the dots minted (counter 0: none); contexts only when asked for; items as in the Put."""
 
     kind: ClassVar[Kind] = Kind.PUT_REPLY
     request: RequestId
@@ -157,6 +157,7 @@ class PutReply:
     receipts: list[Receipt]
     receipt_of_item: list[int] | None
     contexts: list[Context | None] | None = None
+    items: list[int] | None = None
 
 
 @dataclass(slots=True)
@@ -290,8 +291,8 @@ class PeerHello:
 
 @dataclass(slots=True)
 class PeerHelloAck:
-    """The same of the one asked. refusal: why the asker cannot be a peer, or "". known_store: the store that the one asked saw
-    under the asker's id when the cluster began, b"" before that."""
+    """The same of the one asked. refusal: why the asker cannot be a peer, or "". stores: of an active node, (node, store) of every
+    member as they were when the cluster began."""
 
     kind: ClassVar[Kind] = Kind.PEER_HELLO_ACK
     node: NodeId
@@ -303,7 +304,7 @@ class PeerHelloAck:
     initial: str
     epoch: int
     refusal: str
-    known_store: bytes = b""
+    stores: list[tuple[NodeId, bytes]] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -10,26 +10,31 @@ Source: 30-replication, requests; Dynamo (2007) section 4.5; counterexample 13.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum, auto
 from heapq import heappop, heappush
 from typing import Final
 
-from zkv.core.effects import Effect, Join, Read, Send
+from zkv.core.effects import Effect, Join, Note, Read, Send
 from zkv.core.events import Joined, ReadDone
 from zkv.core.messages import Record, RecordBlock, ReplicaGet, ReplicaGetReply, ReplicaPut, ReplicaPutAck, Status
 from zkv.core.quorum import Requirement, Tally
 from zkv.core.requests import OpenGet
 from zkv.core.ring import Row
-from zkv.core.versions import VersionSet, sync
+from zkv.core.versions import DotCollision, VersionSet, sync
 from zkv.core.view import Owner, View
 from zkv.core.writes import ANSWER_MARGIN_NS
 from zkv.ids import NodeId
 
 #: when those asked first have not answered by then, the others are asked too
 HEDGE_NS: Final = 60_000_000
+#: between further rounds of a strict read, doubled each time
+ROUND_PAUSE_NS: Final = 1_000_000
+ROUND_PAUSE_NS_MAX: Final = 100_000_000
 
 
 class ReadState(Enum):
+    WAITING = auto()  # a further round begins in a moment
     ASKING = auto()
     WRITING_BACK = auto()  # strict, answers differed: those behind get the join, then count if they hold exactly it
     SETTLED = auto()
@@ -52,6 +57,7 @@ class ReadGroup:
         "outstanding",
         "replicas",
         "requirement",
+        "round",
         "rows",
         "segments",
         "state",
@@ -65,7 +71,8 @@ class ReadGroup:
         self.requirement = requirement
         self.agree = agree
         self.deadline_ns = deadline_ns
-        self.hedge_ns = 0
+        self.hedge_ns = 0  # when the others are asked too, or those that were asked to take a join are given up
+        self.round = 0
         self.state = ReadState.ASKING
         self.segments: list[tuple[OpenGet, list[int]]] = []
         self.rows: list[Row] = []
@@ -102,8 +109,13 @@ class Reads:
     # --- ask ---
 
     def begin(self, group: ReadGroup) -> list[Effect]:
-        order = self._view.ask_order(group.replicas)
+        order = [n for n in self._view.ask_order(group.replicas) if n != self._view.node or not self._view.unsynced]
         needed = max(group.requirement.count, group.agree)
+        willing = [n for n in order if n not in group.failed]
+        if len(willing) >= needed:
+            order = willing
+        else:
+            group.failed.clear()
         unreachable = [n for n in group.replicas if n not in order]
         if len(order) < needed or group.requirement.tally((), unreachable) is Tally.IMPOSSIBLE:
             for open_get, items in group.segments:
@@ -116,7 +128,7 @@ class Reads:
         if len(order) > needed:
             group.hedge_ns = self._view.now_ns + HEDGE_NS
             heappush(self._wakeups, (group.hedge_ns, group.number))
-        first = order if len(group.requirement.parts) > 1 else order[:needed]
+        first = order if group.round or len(group.requirement.parts) > 1 else order[:needed]
         return self._ask(group, first)
 
     def _ask(self, group: ReadGroup, nodes: list[NodeId]) -> list[Effect]:
@@ -128,11 +140,7 @@ class Reads:
                 continue
             group.asked.add(node)
             if node == self._view.node:
-                if self._view.unsynced:
-                    group.failed.add(node)
-                    effects.extend(self._ask(group, self._others(group)))
-                else:
-                    effects.append(Read(group.number, keys, durable=group.agree > 0))
+                effects.append(Read(group.number, keys, durable=group.agree > 0))
                 continue
             if message is None:
                 versions = [row.version for row in group.rows]
@@ -143,7 +151,9 @@ class Reads:
         return effects
 
     def _others(self, group: ReadGroup) -> list[NodeId]:
-        return [n for n in self._view.ask_order(group.replicas) if n not in group.asked]
+        order = self._view.ask_order(group.replicas)
+        unable = self._view.node if self._view.unsynced else None
+        return [n for n in order if n not in group.asked and n not in group.failed and n != unable]
 
     # --- answers ---
 
@@ -160,6 +170,8 @@ class Reads:
         if group is None or node not in group.asked:
             return []
         if reply.statuses is not None and any(reply.statuses):
+            if len(group.rows) > 1 and Status.OVERLOADED in reply.statuses:
+                return self._halve(group)
             return self.on_no_answer(node, reply.group)
         absent = set(reply.absent)
         if len(reply.block.records) + len(absent) != len(group.rows):
@@ -196,8 +208,10 @@ class Reads:
         if len(answers) == 1:
             self._settle(group, sets)
             return []
-        joins, differing = _join_all(list(answers.values()))
+        joins, differing, collided = _join_all(list(answers.values()))
         group.joins = joins
+        if collided:
+            return self._settle_collided(group, collided)
         if not differing:
             self._settle(group, joins)
             return []
@@ -205,6 +219,39 @@ class Reads:
             self._settle(group, joins)
             return self._repair(group, differing)
         return self._write_back(group, differing)
+
+    def _settle_collided(self, group: ReadGroup, collided: list[int]) -> list[Effect]:
+        """One dot with two values: corrupt, said so, and nothing is written back; the others are read again without it."""
+        bad = set(collided)
+        start = 0
+        for open_get, items in group.segments:
+            open_get.settle_failed([item for p, item in enumerate(items, start) if p in bad], Status.CORRUPT)
+            start += len(items)
+        del self._groups[group.number]
+        note = Note("error", f"{len(bad)} keys have one dot with two values on different replicas: corrupt")
+        rest = [p for p in range(len(group.rows)) if p not in bad]
+        return [note, *(self.begin(self._part(group, rest)) if rest else [])]
+
+    def _halve(self, group: ReadGroup) -> list[Effect]:
+        """The answer would not fit into a message: ask for half of it at a time."""
+        del self._groups[group.number]
+        middle = len(group.rows) // 2
+        first, second = range(middle), range(middle, len(group.rows))
+        return self.begin(self._part(group, first)) + self.begin(self._part(group, second))
+
+    def _part(self, group: ReadGroup, positions: Iterable[int]) -> ReadGroup:
+        """These positions of a group as a new one that has asked nobody."""
+        part = self.new_group(group.replicas, group.requirement, group.agree, group.deadline_ns)
+        chosen = list(positions)
+        wanted = set(chosen)
+        start = 0
+        for open_get, items in group.segments:
+            taken = [item for place, item in enumerate(items, start) if place in wanted]
+            if taken:
+                part.segments.append((open_get, taken))
+            start += len(items)
+        part.rows = [group.rows[p] for p in chosen]
+        return part
 
     def _behind(self, group: ReadGroup, positions: list[int]) -> dict[NodeId, list[int]]:
         """node -> places in `positions` where its answer is not the join."""
@@ -252,6 +299,8 @@ class Reads:
         everything = frozenset(range(len(differing)))
         group.exact = {n: everything - frozenset(behind.get(n, ())) for n in group.answers}
         group.outstanding = set(behind)
+        group.hedge_ns = self._view.now_ns + HEDGE_NS
+        heappush(self._wakeups, (group.hedge_ns, group.number))
         block = self._block(group, differing)  # the same to all behind, so that places mean the same in every ack
         self.repairs += len(differing)
         return [self._give(node, group.number, block, group.deadline_ns) for node in behind]
@@ -261,6 +310,8 @@ class Reads:
         group = self._groups.get(event.cause)
         if group is not None and group.state is ReadState.WRITING_BACK:
             group.exact[self._view.node] = exact = _exact(len(group.open), event.statuses, event.inexact)
+            if event.statuses is not None and any(event.statuses):
+                group.failed.add(self._view.node)
             if event.statuses is not None and not exact:
                 return self._on_written_back(event.cause, self._view.node)  # nothing was written: nothing to wait for
         return []
@@ -276,6 +327,8 @@ class Reads:
         if group is None or group.state is not ReadState.WRITING_BACK:
             return []
         group.exact[node] = _exact(len(group.open), ack.statuses, ack.inexact)
+        if ack.statuses is not None and any(ack.statuses):
+            group.failed.add(node)
         return self._on_written_back(ack.group, node)
 
     def _on_written_back(self, number: int, node: NodeId) -> list[Effect]:
@@ -297,16 +350,17 @@ class Reads:
         if not rest:
             group.state = ReadState.SETTLED
             return []
-        again = self.new_group(group.replicas, group.requirement, group.agree, group.deadline_ns)
-        wanted = set(rest)
-        start = 0
-        for open_get, items in group.segments:
-            chosen = [item for place, item in enumerate(items, start) if place in wanted]
-            if chosen:
-                again.segments.append((open_get, chosen))
-            start += len(items)
-        again.rows = [group.rows[p] for p in rest]
-        return self.begin(again)
+        again = self._part(group, rest)
+        again.failed = set(group.failed)
+        again.round = group.round + 1
+        if not group.round:
+            return self.begin(again)
+        # somebody keeps writing this key, or a replica keeps refusing: not at the speed of the network
+        again.state = ReadState.WAITING
+        self._groups[again.number] = again
+        again.hedge_ns = self._view.now_ns + min(ROUND_PAUSE_NS_MAX, ROUND_PAUSE_NS << group.round)
+        heappush(self._wakeups, (min(again.hedge_ns, again.deadline_ns), again.number))
+        return []
 
     # --- endings ---
 
@@ -343,6 +397,21 @@ class Reads:
                 effects.extend(self.on_no_answer(node, number))
         return effects
 
+    def _on_patience_ended(self, group: ReadGroup) -> list[Effect]:
+        match group.state:
+            case ReadState.WAITING:
+                del self._groups[group.number]
+                group.state = ReadState.ASKING
+                return self.begin(group)
+            case ReadState.ASKING:
+                return self._ask(group, self._others(group))
+            case ReadState.WRITING_BACK:
+                group.failed |= group.outstanding
+                group.outstanding.clear()
+                return self._judge_write_back(group)
+            case _:
+                return []
+
     def next_wakeup_ns(self) -> int | None:
         while self._wakeups and self._wakeups[0][1] not in self._groups:
             heappop(self._wakeups)
@@ -353,17 +422,17 @@ class Reads:
         while (due := self.next_wakeup_ns()) is not None and due <= self._view.now_ns:
             at_ns, number = heappop(self._wakeups)
             group = self._groups[number]
-            if at_ns == group.hedge_ns:
-                if group.state is ReadState.ASKING:
-                    effects.extend(self._ask(group, self._others(group)))
+            if at_ns == group.hedge_ns and at_ns < group.deadline_ns:
+                effects.extend(self._on_patience_ended(group))
             else:
                 self._fail(group, Status.DEADLINE if group.state is ReadState.WRITING_BACK else Status.QUORUM_NOT_MET)
         return effects
 
 
-def _join_all(answers: list[list[VersionSet | None]]) -> tuple[list[VersionSet | None], list[int]]:
-    """The join of every item, and the positions where not all answers were equal."""
+def _join_all(answers: list[list[VersionSet | None]]) -> tuple[list[VersionSet | None], list[int], list[int]]:
+    """The join of every item; the positions where not all answers were equal; those where one dot has two values."""
     joins = list(answers[0])
+    collided: dict[int, None] = {}
     differing: dict[int, None] = {}
     for sets in answers[1:]:
         for i, theirs in enumerate(sets):
@@ -371,8 +440,11 @@ def _join_all(answers: list[list[VersionSet | None]]) -> tuple[list[VersionSet |
             if mine is theirs or _same(mine, theirs):
                 continue
             differing[i] = None
-            joins[i] = theirs if mine is None else mine if theirs is None else sync(mine, theirs)
-    return joins, sorted(differing)
+            try:
+                joins[i] = theirs if mine is None else mine if theirs is None else sync(mine, theirs)
+            except DotCollision:
+                collided[i] = None
+    return joins, sorted(differing), sorted(collided)
 
 
 def _same(a: VersionSet | None, b: VersionSet | None) -> bool:

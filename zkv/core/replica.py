@@ -8,6 +8,8 @@ with has run out. An unsynced store takes sets and refuses reads. Source: 30-rep
 
 from __future__ import annotations
 
+from typing import Final
+
 from zkv.core.effects import Effect, Join, Read, Reply
 from zkv.core.events import Joined, ReadDone, Route
 from zkv.core.messages import (
@@ -21,6 +23,9 @@ from zkv.core.messages import (
 )
 from zkv.core.versions import VersionSet
 from zkv.core.view import Owner, View
+
+#: most bytes of values in one answer; the asker then asks for less at a time
+REPLY_BYTES_MAX: Final = 32 * 1024 * 1024
 
 
 class Replica:
@@ -121,6 +126,10 @@ class Replica:
             return [Reply(route, ReplicaGetReply(get.group, self._view.store, empty, [], event.statuses))]
         records = []
         absent = []
+        size = sum([len(s.value) for held in event.sets if held is not None for s in held.siblings])
+        if size > REPLY_BYTES_MAX and len(event.sets) > 1 and not get.pasts_only:
+            too_much = [int(Status.OVERLOADED)] * len(event.sets)
+            return [Reply(route, ReplicaGetReply(get.group, self._view.store, RecordBlock([]), [], too_much))]
         for i, versions in enumerate(event.sets):
             if versions is None:
                 absent.append(i)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 
-from zkv.ids import Actor, RequestId
+from zkv.ids import Actor, Dot, RequestId
 
 #: requests remembered; about 0.3 KiB each
 REQUESTS_MAX = 200_000
@@ -20,29 +20,42 @@ SESSIONS_MAX = 65_536
 
 
 class Outcome:
-    """The dots of one request at this store: item numbers and counters, side by side. Counter 0: a delete, no dot.
+    """The dots of one request at this store, item by item. Counter 0: a delete, no dot."""
 
-    actor is b"" while no record showed it: only deletes so far, or the value was replaced before its record came here.
-    """
+    __slots__ = ("_actors", "_counters", "_items", "_who")
 
-    __slots__ = ("actor", "counters", "items")
+    def __init__(self) -> None:
+        self._actors: list[Actor] = []
+        self._items = array("H")
+        self._counters = array("Q")
+        self._who = array("H")
 
-    def __init__(self, actor: Actor) -> None:
-        self.actor = actor
-        self.items = array("H")
-        self.counters = array("Q")
+    def __len__(self) -> int:
+        return len(self._items)
 
-    def add(self, item: int, counter: int) -> None:
-        items = self.items
-        if not items or items[-1] < item or item not in items:
-            items.append(item)
-            self.counters.append(counter)
+    def add(self, item: int, actor: Actor, counter: int) -> bool:
+        """False: it is known already."""
+        items = self._items
+        if items and items[-1] >= item and item in items:
+            return False
+        actors = self._actors
+        if not actors or actors[-1] != actor:
+            actors.append(actor)  # neighbours mostly share one; a second entry for the same costs a few bytes
+        items.append(item)
+        self._who.append(len(actors) - 1)
+        self._counters.append(counter)
+        return True
 
-    def counter_of(self, item: int) -> int | None:
+    def dot_of(self, item: int) -> Dot | None:
         try:
-            return self.counters[self.items.index(item)]
+            place = self._items.index(item)
         except ValueError:
             return None
+        return self._actors[self._who[place]], self._counters[place]
+
+    def forget(self, item: int) -> None:
+        place = self._items.index(item)
+        del self._items[place], self._counters[place], self._who[place]
 
 
 class RequestMemory:
@@ -57,24 +70,25 @@ class RequestMemory:
     def __len__(self) -> int:
         return len(self._outcomes)
 
-    def remember(self, request: RequestId, item: int, actor: Actor, counter: int) -> None:
-        self.outcome(request, actor).add(item, counter)
-
-    def outcome(self, request: RequestId, actor: Actor) -> Outcome:
+    def outcome(self, request: RequestId) -> Outcome:
         """The entry of a request, made if it is new; `add` items to it."""
         outcome = self._outcomes.get(request)
         if outcome is None:
-            outcome = self._outcomes[request] = Outcome(actor)
+            outcome = self._outcomes[request] = Outcome()
             if len(self._outcomes) > self._requests_max:
                 self._forget_oldest()
         return outcome
 
-    def forget(self, request: RequestId) -> None:
-        """It was not carried out after all: the log refused it."""
-        self._outcomes.pop(request, None)
+    def forget(self, request: RequestId, item: int) -> None:
+        """This item was not carried out after all: the log refused it."""
+        outcome = self._outcomes.get(request)
+        if outcome is not None:
+            outcome.forget(item)
+            if not outcome:
+                del self._outcomes[request]
 
     def recall(self, request: RequestId) -> Outcome | None:
-        return self._outcomes.get(request)
+        return self._outcomes.get(request) or None
 
     def is_too_old(self, request: RequestId) -> bool:
         """Whether this request may have been carried out and forgotten."""

@@ -33,12 +33,13 @@ class OpenPut:
         "_required",
         "_statuses",
         "message",
-        "route",
+        "routes",
     )
 
     def __init__(self, route: Route, message: m.Put, done: list[OpenPut]) -> None:
         n = len(message.keys)
-        self.route = route
+        #: who waits for the answer: more than one when the same request came again meanwhile
+        self.routes = [route]
         self.message = message
         self._left = n
         self._done = done
@@ -138,6 +139,7 @@ class OpenPut:
             self._receipts,
             self._receipt_of_item if len(self._receipts) > 1 or not clean else None,
             self._contexts,
+            self.message.items,
         )
 
 

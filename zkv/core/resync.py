@@ -98,14 +98,14 @@ class Resync:
         return [Join(reply.group, reply.block, durable=True)]
 
     def on_joined(self, event: Joined) -> list[Effect]:
-        """A page that could not be taken whole is asked for again later."""
-        if event.statuses is not None and any(s != Status.OK for s in event.statuses):
+        """A page that the log refused is asked for again later. A corrupt key stays what it is here, and is said."""
+        if event.statuses is None:
+            return []
+        if Status.DISK_FULL in event.statuses:
             node, _ = self._joining.pop(event.cause)
             self._sources[node].asked_ns = self._view.now_ns
-            return [
-                Note("error", f"resync: a page could not be joined: {Status(max(event.statuses)).name}; asking again")
-            ]
-        return []
+            return [Note("error", "resync: no space for what the other replicas hold; asking again")]
+        return [Note("error", f"resync: {sum(map(bool, event.statuses))} keys have one dot with two values: corrupt")]
 
     def on_persisted(self, causes: list[int]) -> list[Effect]:
         return [effect for cause in causes if cause in self._joining for effect in self._page_joined(cause)]
@@ -156,7 +156,7 @@ class Resync:
         for key, row, versions in zip(
             event.keys, self._view.rows_of(event.keys) if event.keys else [], event.sets, strict=True
         ):
-            if row is not None:
+            if row is not None and pull.node in row.replicas:
                 records.append(Record(key, row.version, row.fence, None, versions))
         block = RecordBlock(records)
         return [Reply(route, PullReply(pull.group, self._view.store, block, event.partition, event.after, event.done))]

@@ -120,6 +120,10 @@ def context_of_base(base: Base | None, held: VersionSet | None = None) -> Contex
     return EMPTY.with_dot(base)
 
 
+#: `log_seq` of a set that a table holds and has not logged yet: later than any position
+UNLOGGED: Final = 1 << 63
+
+
 class VersionSet:
     """Siblings and causal past of one key. Treat as immutable; `log_seq` is the table's note of where it was logged."""
 

@@ -36,8 +36,9 @@ from zkv.core.versions import EMPTY, Base, Context, VersionSet, context_of_base
 from zkv.core.view import Owner, View
 from zkv.ids import Actor, NodeId
 
-#: settled groups kept to be sent again to a replica that comes back before their deadline
+#: settled groups, and bytes of values in them, kept to be sent again to a replica that comes back before their deadline
 STRAGGLERS_MAX: Final = 1_000
+STRAGGLER_BYTES_MAX: Final = 64 * 1024 * 1024
 #: an answer must leave this long before the client stops waiting, or its numbers never arrive
 ANSWER_MARGIN_NS: Final = 50_000_000
 
@@ -74,7 +75,9 @@ class WriteGroup:
     __slots__ = (
         "acked",
         "actor",
+        "actors",
         "block",
+        "bytes",
         "counters",
         "covered",
         "deadline_ns",
@@ -120,7 +123,9 @@ class WriteGroup:
         self.refused: dict[NodeId, frozenset[int]] = {}  # node -> positions in `live` it refused
         self.acked: dict[NodeId, bool] = {}  # node -> whether its copy is durable
         self.block = RecordBlock([])
+        self.bytes = 0
         self.actor = Actor(b"")
+        self.actors: list[Actor] = []  # REPEATED: who minted each item
         self.counters: list[int] = []
         self.live: list[int] = []  # group positions that were minted; the block's records in order
 
@@ -141,6 +146,7 @@ class Writes:
         self._groups: dict[int, WriteGroup] = {}
         self._deadlines: list[tuple[int, int]] = []
         self._settled = 0
+        self._settled_bytes = 0
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -153,7 +159,9 @@ class Writes:
         unreachable = view.unreachable(group.replicas)
         if group.requirement.tally((), unreachable) is Tally.IMPOSSIBLE:
             alive = [n for n in group.replicas if n not in unreachable]
-            self._settle_failed(group, Status.UNAVAILABLE, group.requirement.count, group.requirement.votes(alive))
+            self._settle_failed(
+                group, _failure_before_mint(group), group.requirement.count, group.requirement.votes(alive)
+            )
             return []
         if group.manner is Manner.READ_FIRST and len(group.replicas) - len(unreachable) < group.pasts_needed:
             self._settle_failed(group, Status.UNAVAILABLE, group.pasts_needed, len(group.replicas) - len(unreachable))
@@ -161,7 +169,7 @@ class Writes:
         self._groups[group.number] = group
         heappush(self._deadlines, (self._answer_by(group), group.number))
         if group.manner is Manner.REPEATED:
-            return [Read(group.number, group.keys, durable=True)]
+            return [Read(group.number, group.keys, durable=True, synced=group.durable)]
         if group.manner is Manner.READ_FIRST:
             return self._read_pasts(group)
         return self._mint(group)
@@ -201,6 +209,8 @@ class Writes:
         ):
             return []
         absent = set(reply.absent)
+        if len(reply.block.records) + len(absent) != len(group.rows):
+            return []
         records = iter(reply.block.records)
         group.pasts[node] = [EMPTY if i in absent else next(records).versions.context for i in range(len(group.rows))]
         return self._mint_if_read(group)
@@ -264,26 +274,32 @@ class Writes:
 
     def _replicate_again(self, group: WriteGroup, event: ReadDone) -> list[Effect]:
         """A request that was carried out before: bring its outcome to W again, as our copies stand now."""
-        position = 0
-        live: list[int] = []
         lost: list[int] = []
         for (open_put, items), outcome in zip(group.segments, group.outcomes, strict=True):
             numbers = open_put.message.items
             for i in items:
-                counter = outcome.counter_of(numbers[i] if numbers else i)
-                group.counters.append(counter or 0 if outcome.actor else 0)
-                (lost if counter is None else live).append(position)
-                position += 1
+                position = len(group.counters)
+                dot = outcome.dot_of(numbers[i] if numbers else i)
+                held = event.sets[position]
+                if dot is None or (dot[1] and not (held is not None and held.context.covers(*dot))):
+                    # not ours to vouch for, whatever was remembered
+                    lost.append(position)
+                else:
+                    group.live.append(position)
+                group.actors.append(dot[0] if dot else Actor(b""))
+                group.counters.append(dot[1] if dot else 0)
         self._fail_positions(group, lost, Status.TOO_OLD, 0)
-        group.live = live
         empty = VersionSet((), {})
         keys = group.keys
         group.block = RecordBlock(
-            [Record(keys[i], group.rows[i].version, group.rows[i].fence, None, event.sets[i] or empty) for i in live]
+            [
+                Record(keys[i], group.rows[i].version, group.rows[i].fence, None, event.sets[i] or empty)
+                for i in group.live
+            ]
         )
         group.stated = [EMPTY] * len(keys)
         effects = self._replicate(group)
-        return effects + self.on_vote(group.number, self._view.node, durable=True)
+        return effects + self.on_vote(group.number, self._view.node, durable=event.durable)
 
     # --- replicate and count ---
 
@@ -308,9 +324,11 @@ class Writes:
         group = self._groups.get(ack.group)
         if group is None or node not in group.replicas:
             return []
+        group.refused.pop(node, None)
         if ack.statuses is not None:
             refused = frozenset(i for i, status in enumerate(ack.statuses) if status != Status.OK)
-            group.refused[node] = refused
+            if refused:
+                group.refused[node] = refused
         return self.on_vote(ack.group, node, durable=ack.durable)
 
     def on_vote(self, number: int, node: NodeId, *, durable: bool) -> list[Effect]:
@@ -323,7 +341,7 @@ class Writes:
             if len(group.acked) == len(group.replicas):
                 self._drop(group)
             return []
-        if any(group.refused.values()):
+        if group.refused:
             self._settle_each(group)
         elif group.requirement.votes(group.acked) >= group.requirement.count:
             self._settle_ok(group, group.live, list(group.acked))
@@ -353,18 +371,19 @@ class Writes:
         whole = len(positions) == len(group.rows)
         wanted = frozenset() if whole else frozenset(positions)
         start = 0
-        for number, (open_put, items) in enumerate(group.segments):
-            actor = group.outcomes[number].actor if group.outcomes else group.actor
-            if whole and not open_put.message.want_context:
-                open_put.settle_ok(items, group.counters[start : start + len(items)], actor, receipt)
+        for open_put, items in group.segments:
+            if whole and not group.actors and not open_put.message.want_context:
+                open_put.settle_ok(items, group.counters[start : start + len(items)], group.actor, receipt)
                 start += len(items)
                 continue
-            places = [p for p in range(start, start + len(items)) if whole or p in wanted]
-            if places:
-                chosen = items if len(places) == len(items) else [items[p - start] for p in places]
+            by_actor: dict[Actor, list[int]] = {}
+            for place in range(start, start + len(items)):
+                if whole or place in wanted:
+                    by_actor.setdefault(group.actors[place] if group.actors else group.actor, []).append(place)
+            for actor, places in by_actor.items():
                 contexts = self._contexts(group, places, actor) if open_put.message.want_context else None
                 counters = [self._counter(group, p) for p in places]
-                open_put.settle_ok(chosen, counters, actor, receipt, contexts)
+                open_put.settle_ok([items[p - start] for p in places], counters, actor, receipt, contexts)
             start += len(items)
 
     def _counter(self, group: WriteGroup, position: int) -> int:
@@ -406,18 +425,23 @@ class Writes:
         """Answered. It stays until its deadline for a replica that comes back, unless too many wait like that."""
         group.become(State.SETTLED)
         self._settled += 1
-        if len(group.acked) == len(group.replicas) or self._settled > STRAGGLERS_MAX:
+        group.bytes = len(group.block.encoded[1]) if group.block.encoded else 0
+        self._settled_bytes += group.bytes
+        full = self._settled > STRAGGLERS_MAX or self._settled_bytes > STRAGGLER_BYTES_MAX
+        if len(group.acked) == len(group.replicas) or full:
             self._drop(group)
 
     def _drop(self, group: WriteGroup) -> None:
         if self._groups.pop(group.number, None) is not None and group.state is State.SETTLED:
             self._settled -= 1
+            self._settled_bytes -= group.bytes
 
     def on_connected(self, node: NodeId) -> list[Effect]:
         """A replica is back: it gets what it may have missed and still can take in time."""
         effects: list[Effect] = []
         for group in self._groups.values():
-            if node not in group.replicas or node in group.acked or group.deadline_ns <= self._view.now_ns:
+            taken = node in group.acked and node not in group.refused
+            if node not in group.replicas or taken or group.deadline_ns <= self._view.now_ns:
                 continue
             if group.state in (State.REPLICATING, State.SETTLED):
                 effects.append(Send(node, self._message(group)))
@@ -437,8 +461,11 @@ class Writes:
         while (due := self.next_wakeup_ns()) is not None and due <= self._view.now_ns:
             _, number = heappop(self._deadlines)
             group = self._groups[number]
+            if group.state is State.MINTING:  # its order is on its way in this very turn
+                heappush(self._deadlines, (self._view.now_ns + 1, number))
+                break
             if group.state is State.READING:
-                self._settle_failed(group, Status.UNAVAILABLE, group.pasts_needed, len(group.pasts))
+                self._settle_failed(group, _failure_before_mint(group), group.pasts_needed, len(group.pasts))
                 group.become(State.SETTLED)
                 self._settled += 1
             elif group.state is State.REPLICATING:
@@ -454,6 +481,11 @@ class Writes:
         self, replicas: tuple[NodeId, ...], requirement: Requirement, manner: Manner, durable: bool, deadline_ns: int
     ) -> WriteGroup:
         return WriteGroup(self._view.number(Owner.WRITES), replicas, requirement, manner, durable, deadline_ns)
+
+
+def _failure_before_mint(group: WriteGroup) -> Status:
+    """What became of a group that minted nothing: failed, unless an earlier try of the same requests had minted."""
+    return Status.QUORUM_NOT_MET if group.manner is Manner.REPEATED else Status.UNAVAILABLE
 
 
 def _stated(contexts: list[Context | None] | None, bases: list[Base | None] | None, items: list[int]) -> list[Base]:

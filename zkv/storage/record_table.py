@@ -12,13 +12,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
+from typing import Final
 
 from zkv.core.effects import Join, Mint
 from zkv.core.messages import Record, RecordBlock, Status
 from zkv.core.request_memory import RequestMemory
-from zkv.core.versions import EMPTY, DotCollision, VersionSet, context_of_base, overwrite, sync, write
+from zkv.core.versions import EMPTY, UNLOGGED, DotCollision, VersionSet, context_of_base, overwrite, sync, write
 from zkv.errors import TooLarge
 from zkv.ids import Actor, RequestId, actor_of, bucket_prefix
+
+#: stands for the actor of a delete, which mints no dot
+_NOBODY: Final = Actor(b"")
+#: most bytes of values in the sets of one mint: what it makes travels to replicas as one message
+MINT_BYTES_MAX: Final = 32 * 1024 * 1024
 
 
 class RecordTable:
@@ -30,7 +36,8 @@ class RecordTable:
         self._birth = 1
         self.actor: Actor = actor_of(open_id, self._birth)
         self._undo: list[tuple[bytes, VersionSet | None]] = []
-        self._minted: dict[RequestId, None] = {}
+        #: (request, item) that the step added to the memory
+        self._noted: list[tuple[RequestId, int]] = []
         #: partition -> its keys, without the new ones that nobody has asked for yet: these are in `_unplaced`
         self._partitions: dict[int, dict[bytes, None]] = {}
         self._unplaced: list[bytes] = []
@@ -52,6 +59,7 @@ class RecordTable:
                     self._unplaced.append(record.key)
                 sets[record.key] = record.versions
         self._note_all(block.records)
+        self._noted.clear()
 
     # --- a step ---
 
@@ -62,6 +70,7 @@ class RecordTable:
         failed: dict[int, int] = {}
         sets, actor, stamp = self._sets, self.actor, mint.stamp
         request: RequestId | None = None
+        size = 0
         columns = zip(
             mint.keys,
             mint.requests,
@@ -79,8 +88,7 @@ class RecordTable:
             if asked != request:
                 request = asked
                 session, sequence = asked
-                outcome = self._memory.outcome(asked, actor)
-                self._minted[asked] = None
+                outcome = self._memory.outcome(asked)
             current = sets.get(key)
             if covered is not EMPTY and replace:
                 covered = context_of_base(covered, current)
@@ -106,16 +114,25 @@ class RecordTable:
                 except TooLarge:
                     failed[len(records) + len(failed)] = Status.TOO_LARGE
                     continue
+                # whole sets travel: many keys with many siblings would not fit into one message
+                size += sum([len(s.value) for s in versions.siblings])
+                if size > MINT_BYTES_MAX and records:
+                    failed[len(records) + len(failed)] = Status.OVERLOADED
+                    continue
             if versions.past or versions.cloud:
                 self._install(key, current, versions)
             records.append(Record(key, version, fence, (session, sequence, item, counter), versions))
             counters.append(counter)
-            outcome.add(item, counter)
+            if outcome.add(item, actor, counter):
+                self._noted.append((asked, item))
         statuses = [failed.get(i, int(Status.OK)) for i in range(len(mint.keys))] if failed else None
         return RecordBlock(records), counters, statuses
 
     def join(self, join: Join) -> tuple[RecordBlock | None, int, list[int] | None, list[int]]:
-        """Join sets with ours: (what must be logged or None, the log position that already holds the rest, statuses, inexact items)."""
+        """Join sets with ours: (what must be logged or None, the log position that holds the rest, statuses, inexact items).
+
+        That position is UNLOGGED when it is a record of this very step.
+        """
         changed: list[Record] = []
         untouched = True  # every record went in just as it came
         held_seq = 0
@@ -161,7 +178,7 @@ class RecordTable:
             if held is not None:
                 held.log_seq = log_seq
         self._undo.clear()
-        self._minted.clear()
+        self._noted.clear()
 
     def roll_back(self) -> None:
         """The log refused the step: hold what was held before. Dots it minted are never used again."""
@@ -173,19 +190,23 @@ class RecordTable:
         if self._undo:
             self._birth += 1
             self.actor = actor_of(self._open_id, self._birth)
-        for request in self._minted:
-            self._memory.forget(request)
+        for request, item in self._noted:
+            self._memory.forget(request, item)
         self._undo.clear()
-        self._minted.clear()
+        self._noted.clear()
 
     def _install(self, key: bytes, before: VersionSet | None, versions: VersionSet) -> None:
         self._undo.append((key, before))
+        versions.log_seq = UNLOGGED
         self._sets[key] = versions
         if before is None:
             self._unplaced.append(key)
 
     def _note_all(self, records: list[Record]) -> None:
-        """What else records tell: the requests they were minted by (neighbours mostly share one) and the highest stamp."""
+        """What else records tell: the requests they were minted by (neighbours mostly share one) and the highest stamp.
+
+        A request whose value is not in the set any more is left out: its dot cannot be named.
+        """
         asked: RequestId | None = None
         high = self.stamp_high
         for record in records:
@@ -196,14 +217,19 @@ class RecordTable:
             if record.request is None:
                 continue
             session, sequence, item, counter = record.request
+            actor = _NOBODY
+            if counter:
+                for s in siblings:
+                    if s.sequence == sequence and s.session == session:
+                        actor = s.actor
+                        break
+                else:
+                    continue
             if asked is None or asked[1] != sequence or asked[0] != session:
                 asked = (session, sequence)
-                outcome = self._memory.outcome(asked, Actor(b""))
-            if not outcome.actor:
-                for s in siblings:
-                    if s.session == session and s.sequence == sequence:
-                        outcome.actor = s.actor
-            outcome.add(item, counter)
+                outcome = self._memory.outcome(asked)
+            if outcome.add(item, actor, counter):
+                self._noted.append((asked, item))
         self.stamp_high = high
 
     # --- reading ---

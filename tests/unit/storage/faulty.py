@@ -31,6 +31,7 @@ class FaultyFiles(RealFiles):
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.synced_directories: list[str] = []
         self.faults: dict[str, list[OSError | None]] = {}
         self.short: int | None = None
         self.free: int | None = None
@@ -73,6 +74,7 @@ class FaultyFiles(RealFiles):
 
     def fsync_dir(self, path: str) -> None:
         self._called("fsync_dir")
+        self.synced_directories.append(os.path.basename(path))
 
     def ftruncate(self, fd: int, length: int) -> None:
         self._called("ftruncate")

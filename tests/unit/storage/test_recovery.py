@@ -124,6 +124,21 @@ def test_corruption_keeps_what_verifies_and_quarantines_the_file(killed: Rig, tm
     assert again.append(b"seven") == 7
 
 
+def test_damage_stops_every_clean_up(killed: Rig, tmp_path: Path) -> None:
+    """The bytes that a person may still want are left as they were found, zeros and taken-over files included."""
+    file = killed.wal[0]
+    file.write_bytes(file.read_bytes() + bytes(1000))
+    (killed.path / "wal" / log_name(1, 7)).write_bytes(bytes(500))
+    flip(file, at(2) + BATCH_HEADER_BYTES)
+    before = {path.name: path.read_bytes() for path in killed.wal}
+    again = reopened(killed, tmp_path / "a")
+    assert {name: (again.path / "wal" / name).read_bytes() for name in before} == before
+    flip(file, at(2) + BATCH_HEADER_BYTES)
+    again = reopened(killed, tmp_path / "b")
+    sizes = [path.stat().st_size for path in again.wal]
+    assert sizes == [at(6) + BATCH_HEADER_BYTES + len(BODIES[6]), 4096], "without damage both are cleaned up"
+
+
 def test_corruption_made_good_stays_known_and_does_not_come_up_again(killed: Rig, tmp_path: Path) -> None:
     flip(killed.wal[0], at(2) + BATCH_HEADER_BYTES)
     again = reopened(killed, tmp_path / "a")
@@ -195,6 +210,7 @@ def test_recovered_tail_is_copied_and_synced_before_it_counts_as_durable(killed:
     """After a failed sync the page cache shows what the disk never got: what recovery read must be written anew."""
     again = reopened(killed, tmp_path / "a")
     assert (again.store.durable_seq, again.recovery.watermark) == (6, 4)
+    assert "wal" in again.files.synced_directories
     old, new = again.wal
     assert new.name == log_name(2, 5)
     assert BODIES[5] in new.read_bytes()
