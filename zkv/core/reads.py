@@ -61,6 +61,7 @@ class ReadGroup:
         "rows",
         "segments",
         "state",
+        "taken",
     )
 
     def __init__(
@@ -83,6 +84,7 @@ class ReadGroup:
         self.open: list[int] = []  # positions that are being written back
         self.exact: dict[NodeId, frozenset[int]] = {}  # node -> places in `open` where it holds exactly the join
         self.outstanding: set[NodeId] = set()
+        self.taken: frozenset[int] = frozenset()  # what our own copy took exactly; it counts once it is persisted
 
     @property
     def keys(self) -> list[bytes]:
@@ -309,7 +311,7 @@ class Reads:
         """Our own copy took the join; it counts once it is persisted."""
         group = self._groups.get(event.cause)
         if group is not None and group.state is ReadState.WRITING_BACK:
-            group.exact[self._view.node] = exact = _exact(len(group.open), event.statuses, event.inexact)
+            group.taken = exact = _exact(len(group.open), event.statuses, event.inexact)
             if event.statuses is not None and any(event.statuses):
                 group.failed.add(self._view.node)
             if event.statuses is not None and not exact:
@@ -319,7 +321,10 @@ class Reads:
     def on_persisted(self, causes: list[int]) -> list[Effect]:
         effects: list[Effect] = []
         for cause in causes:
-            effects.extend(self._on_written_back(cause, self._view.node))
+            group = self._groups.get(cause)
+            if group is not None and group.state is ReadState.WRITING_BACK:
+                group.exact[self._view.node] = group.taken
+                effects.extend(self._on_written_back(cause, self._view.node))
         return effects
 
     def on_ack(self, node: NodeId, ack: ReplicaPutAck) -> list[Effect]:
