@@ -62,9 +62,8 @@ def unpack(data: bytes) -> Any:
 
 def flat_past(past: Mapping[Actor, int]) -> list[bytes | int]:
     flat: list[bytes | int] = []
-    for actor in sorted(past) if len(past) > 1 else past:
-        flat.append(actor)
-        flat.append(past[actor])
+    for pair in sorted(past.items()) if len(past) > 1 else past.items():
+        flat += pair
     return flat
 
 
@@ -132,39 +131,39 @@ def encode_block(block: RecordBlock) -> tuple[bytes, bytes]:
     """(meta, values); made once per block and remembered on it."""
     if block.encoded is None:
         values: list[bytes] = []
-        rows = [_record_to_tree(record, values) for record in block.records]
+        rows: list[Any] = []
+        for record in block.records:
+            versions = record.versions
+            siblings = []
+            for s in versions.siblings:
+                value = s.value
+                values.append(value)
+                siblings.append(
+                    (
+                        s.actor,
+                        s.counter,
+                        s.stamp,
+                        s.expires_ms,
+                        s.checksum,
+                        s.session,
+                        s.sequence,
+                        s.voids or None,
+                        len(value),
+                    )
+                )
+            rows.append(
+                (
+                    record.key,
+                    record.row_version,
+                    record.fence,
+                    record.request,
+                    siblings,
+                    flat_past(versions.past),
+                    flat_cloud(versions.cloud) if versions.cloud else None,
+                )
+            )
         block.encoded = (pack(rows), b"".join(values))
     return block.encoded
-
-
-def _record_to_tree(record: Record, values: list[bytes]) -> list[Any]:
-    versions = record.versions
-    siblings = []
-    for s in versions.siblings:
-        value = s.value
-        values.append(value)
-        siblings.append(
-            [
-                s.actor,
-                s.counter,
-                s.stamp,
-                s.expires_ms,
-                s.checksum,
-                s.session,
-                s.sequence,
-                s.voids or None,
-                len(value),
-            ]
-        )
-    return [
-        record.key,
-        record.row_version,
-        record.fence,
-        record.request,
-        siblings,
-        flat_past(versions.past),
-        flat_cloud(versions.cloud),
-    ]
 
 
 def decode_block(meta: bytes, values: bytes) -> RecordBlock:

@@ -46,6 +46,17 @@ class Outcome:
         self._counters.append(counter)
         return True
 
+    def add_run(self, items: list[int], actor: Actor, counters: list[int]) -> list[int]:
+        """`add` for items in ascending order; those that are new."""
+        if self._items and self._items[-1] >= items[0]:
+            return [item for item, counter in zip(items, counters, strict=True) if self.add(item, actor, counter)]
+        if not self._actors or self._actors[-1] != actor:
+            self._actors.append(actor)
+        self._items.extend(items)
+        self._counters.extend(counters)
+        self._who.extend([len(self._actors) - 1] * len(items))
+        return items
+
     def dot_of(self, item: int) -> Dot | None:
         try:
             place = self._items.index(item)

@@ -35,9 +35,11 @@ class RecordTable:
         self._open_id = open_id
         self._birth = 1
         self.actor: Actor = actor_of(open_id, self._birth)
+        #: what the step replaced, and what it installed
         self._undo: list[tuple[bytes, VersionSet | None]] = []
-        #: (request, item) that the step added to the memory
-        self._noted: list[tuple[RequestId, int]] = []
+        self._fresh: list[VersionSet] = []
+        #: (request, items) that the step added to the memory
+        self._noted: list[tuple[RequestId, list[int]]] = []
         #: partition -> its keys, without the new ones that nobody has asked for yet: these are in `_unplaced`
         self._partitions: dict[int, dict[bytes, None]] = {}
         self._unplaced: list[bytes] = []
@@ -69,6 +71,9 @@ class RecordTable:
         counters: list[int] = []
         failed: dict[int, int] = {}
         sets, actor, stamp = self._sets, self.actor, mint.stamp
+        runs: list[
+            tuple[RequestId, list[int], int]
+        ] = []  # request, its items that were minted, where their counters begin
         request: RequestId | None = None
         size = 0
         columns = zip(
@@ -88,7 +93,8 @@ class RecordTable:
             if asked != request:
                 request = asked
                 session, sequence = asked
-                outcome = self._memory.outcome(asked)
+                minted: list[int] = []
+                runs.append((asked, minted, len(counters)))
             current = sets.get(key)
             if covered is not EMPTY and replace:
                 covered = context_of_base(covered, current)
@@ -123,8 +129,11 @@ class RecordTable:
                 self._install(key, current, versions)
             records.append(Record(key, version, fence, (session, sequence, item, counter), versions))
             counters.append(counter)
-            if outcome.add(item, actor, counter):
-                self._noted.append((asked, item))
+            minted.append(item)
+        for asked, items, start in runs:
+            if items:
+                run = counters[start : start + len(items)]
+                self._noted.append((asked, self._memory.outcome(asked).add_run(items, actor, run)))
         statuses = [failed.get(i, int(Status.OK)) for i in range(len(mint.keys))] if failed else None
         return RecordBlock(records), counters, statuses
 
@@ -173,12 +182,9 @@ class RecordTable:
 
     def commit(self, log_seq: int) -> None:
         """The step since the last commit is logged at `log_seq` (its last record)."""
-        for key, _ in self._undo:
-            held = self._sets.get(key)
-            if held is not None:
-                held.log_seq = log_seq
-        self._undo.clear()
-        self._noted.clear()
+        for versions in self._fresh:
+            versions.log_seq = log_seq
+        self._forget_step()
 
     def roll_back(self) -> None:
         """The log refused the step: hold what was held before. Dots it minted are never used again."""
@@ -190,13 +196,19 @@ class RecordTable:
         if self._undo:
             self._birth += 1
             self.actor = actor_of(self._open_id, self._birth)
-        for request, item in self._noted:
-            self._memory.forget(request, item)
+        for request, items in self._noted:
+            for item in items:
+                self._memory.forget(request, item)
+        self._forget_step()
+
+    def _forget_step(self) -> None:
         self._undo.clear()
+        self._fresh.clear()
         self._noted.clear()
 
     def _install(self, key: bytes, before: VersionSet | None, versions: VersionSet) -> None:
         self._undo.append((key, before))
+        self._fresh.append(versions)
         versions.log_seq = UNLOGGED
         self._sets[key] = versions
         if before is None:
@@ -228,8 +240,10 @@ class RecordTable:
             if asked is None or asked[1] != sequence or asked[0] != session:
                 asked = (session, sequence)
                 outcome = self._memory.outcome(asked)
+                added: list[int] = []
+                self._noted.append((asked, added))
             if outcome.add(item, actor, counter):
-                self._noted.append((asked, item))
+                added.append(item)
         self.stamp_high = high
 
     # --- reading ---
