@@ -14,8 +14,8 @@ from collections import OrderedDict
 
 from zkv.ids import Actor, Dot, RequestId
 
-#: requests remembered; about 0.3 KiB each
-REQUESTS_MAX = 200_000
+#: requests remembered; 0.8 KiB each if they are of one item, less per item in batches
+REQUESTS_MAX = 100_000
 SESSIONS_MAX = 65_536
 
 
