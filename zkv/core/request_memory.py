@@ -14,7 +14,7 @@ from collections import OrderedDict
 
 from zkv.ids import Actor, Dot, RequestId
 
-#: requests remembered; 0.8 KiB each if they are of one item, less per item in batches
+#: requests remembered; 0.6 KiB each if they are of one item, less per item in batches
 REQUESTS_MAX = 100_000
 SESSIONS_MAX = 65_536
 
