@@ -7,14 +7,18 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kill-rounds", type=int, default=5, help="how often all nodes are killed at once under load")
-    parser.addoption("--stanzas", type=int, default=5_000, help="how many Debian stanzas go through import and export")
+    parser.addoption("--seeds-scale", type=float, default=1, help="run this many times the usual random histories")
 
 
-@pytest.fixture
-def stanza_count(request: pytest.FixtureRequest) -> int:
-    count = request.config.getoption("--stanzas")
-    assert isinstance(count, int)
-    return count
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "seeds(count): runs for each `seed` below count * --seeds-scale")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    seeds = metafunc.definition.get_closest_marker("seeds")
+    if seeds is not None:
+        scale = metafunc.config.getoption("--seeds-scale")
+        metafunc.parametrize("seed", range(max(1, int(seeds.args[0] * scale))))
 
 
 @pytest.fixture

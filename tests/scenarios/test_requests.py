@@ -103,8 +103,9 @@ def test_put_whose_pasts_arrive_in_the_turn_of_its_deadline_is_answered() -> Non
     cluster.time.now_ns += 460 * MS
     cluster.release()
     cluster.settle()
-    shown = {Status.OK: [b"v"], Status.UNAVAILABLE: []}
-    assert cluster.values(a, KEY, bucket=STRICT) == shown[status_of(put_answer(cluster))]
+    status = status_of(put_answer(cluster))
+    assert status in (Status.OK, Status.UNAVAILABLE)
+    assert cluster.values(a, KEY, bucket=STRICT) == ([b"v"] if status is Status.OK else [])
     assert_nothing_is_open(cluster)
 
 
@@ -311,7 +312,7 @@ def test_retry_at_a_store_where_the_value_was_superseded_names_whole_actors() ->
     reply = cluster.put(c, KEY, b"old", request=REQUEST, again=True)
     assert status_of(reply) is Status.OK
     assert reply.actors and all(len(actor) == 12 for actor in reply.actors)
-    assert cluster.values(c, KEY) == [b"other"], "the value stays covered"
+    assert cluster.values(c, KEY) == [b"old", b"other"], "carried out anew, and nothing is replaced by it"
 
 
 def test_batch_with_one_key_twice_is_refused_and_writes_nothing() -> None:
@@ -330,8 +331,8 @@ def test_parts_of_one_request_from_two_forwarders_are_not_mixed_up() -> None:
     """1. A forwards item 1 to B. 2. the client repeats at C, which forwards item 0 to B while item 1 is open there. 3. A, the only holder of
     item 0, dies. C must not take B's word on item 1 for item 0."""
     cluster = SimCluster(5)
-    a, b, c, k0, k1 = next(
-        (a, b, c, k0, k1)
+    a, c, k0, k1 = next(
+        (a, c, k0, k1)
         for a, b, c in itertools.permutations(cluster.nodes, 3)
         if (k0 := key_at(b, a, without=[c])) and (k1 := key_at(b, c, without=[a]))
     )

@@ -17,7 +17,41 @@ from zkv.ids import Actor
 _OPEN: Final = -1
 
 
-class OpenPut:
+class _Open:
+    """What puts and gets share: which items are open, failures, and who hears of the end."""
+
+    __slots__ = ("_got", "_left", "_required", "_statuses")
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._statuses: list[int] = [_OPEN] * count
+        self._required: list[int] | None = None
+        self._got: list[int] | None = None
+
+    def settle_failed(self, items: list[int], status: int, required: int = 0, got: int = 0) -> None:
+        for item in items:
+            if self._statuses[item] != _OPEN:
+                continue
+            if self._required is None or self._got is None:
+                self._required = [0] * len(self._statuses)
+                self._got = [0] * len(self._statuses)
+            self._statuses[item] = status
+            self._required[item] = required
+            self._got[item] = got
+            self._left -= 1
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._left == 0:
+            self._left = -1  # said once
+            self._tell()
+
+    def _tell(self) -> None:
+        """The last item was settled."""
+        raise NotImplementedError
+
+
+class OpenPut(_Open):
     """One Put and what became of each item."""
 
     __slots__ = (
@@ -26,12 +60,8 @@ class OpenPut:
         "_contexts",
         "_counters",
         "_done",
-        "_got",
-        "_left",
         "_receipt_of_item",
         "_receipts",
-        "_required",
-        "_statuses",
         "message",
         "routes",
     )
@@ -41,11 +71,8 @@ class OpenPut:
         #: who waits for the answer: more than one when the same request came again meanwhile
         self.routes = [route]
         self.message = message
-        self._left = n
+        super().__init__(n)
         self._done = done
-        self._statuses = [_OPEN] * n
-        self._required: list[int] | None = None
-        self._got: list[int] | None = None
         self._counters = [0] * n
         self._actors: list[Actor] = []
         self._actor_of_item = [-1] * n
@@ -90,23 +117,8 @@ class OpenPut:
             self._left -= 1
         self._finish()
 
-    def settle_failed(self, items: list[int], status: int, required: int = 0, got: int = 0) -> None:
-        for item in items:
-            if self._statuses[item] != _OPEN:
-                continue
-            if self._required is None or self._got is None:
-                self._required = [0] * len(self._statuses)
-                self._got = [0] * len(self._statuses)
-            self._statuses[item] = status
-            self._required[item] = required
-            self._got[item] = got
-            self._left -= 1
-        self._finish()
-
-    def _finish(self) -> None:
-        if self._left == 0:
-            self._done.append(self)
-            self._left = -1  # said once
+    def _tell(self) -> None:
+        self._done.append(self)
 
     def take_part(self, items: list[int], part: m.PutReply) -> None:
         """A forwarded part came back: its columns are for `items`."""
@@ -143,20 +155,17 @@ class OpenPut:
         )
 
 
-class OpenGet:
+class OpenGet(_Open):
     """One Get and the set found for each item."""
 
-    __slots__ = ("_done", "_got", "_left", "_required", "_sets", "_statuses", "message", "route")
+    __slots__ = ("_done", "_sets", "message", "route")
 
     def __init__(self, route: Route, message: m.Get, done: list[OpenGet]) -> None:
         n = len(message.keys)
         self.route = route
         self.message = message
-        self._left = n
+        super().__init__(n)
         self._done = done
-        self._statuses = [_OPEN] * n
-        self._required: list[int] | None = None
-        self._got: list[int] | None = None
         self._sets: list[VersionSet | None] = [None] * n
 
     def settle_ok(self, items: list[int], sets: list[VersionSet | None]) -> None:
@@ -173,23 +182,8 @@ class OpenGet:
                 self._left -= 1
         self._finish()
 
-    def settle_failed(self, items: list[int], status: int, required: int = 0, got: int = 0) -> None:
-        for item in items:
-            if self._statuses[item] != _OPEN:
-                continue
-            if self._required is None or self._got is None:
-                self._required = [0] * len(self._statuses)
-                self._got = [0] * len(self._statuses)
-            self._statuses[item] = status
-            self._required[item] = required
-            self._got[item] = got
-            self._left -= 1
-        self._finish()
-
-    def _finish(self) -> None:
-        if self._left == 0:
-            self._done.append(self)
-            self._left = -1  # said once
+    def _tell(self) -> None:
+        self._done.append(self)
 
     def reply(self, wall_ms: int) -> m.GetReply:
         assert self._left == -1, "every item is settled"
