@@ -190,12 +190,16 @@ def decode_block(meta: bytes, values: bytes) -> RecordBlock:
             for row in sibling_rows:
                 actor, counter, stamp, expires_ms, checksum, session, sequence, voids, length = row
                 start, offset = offset, offset + length
-                # One expression for seven checks: `|` refuses what is no integer, and is negative if any of them is.
+                # One expression for seven checks: `|` refuses what is no number, and is negative if any of them is.
+                # Booleans would pass it; those three are what readers are given.
                 if (
                     type(actor) is not bytes
                     or len(actor) != ACTOR_BYTES
                     or counter | stamp | expires_ms | checksum | session | sequence | length < 0
                     or offset > end
+                    or type(stamp) is not int
+                    or type(expires_ms) is not int
+                    or type(checksum) is not int
                 ):
                     raise ProtocolError(
                         "a sibling is an actor, numbers that are not negative, and a value within the block"
