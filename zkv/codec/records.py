@@ -134,6 +134,7 @@ def encode_block(block: RecordBlock) -> tuple[bytes, bytes]:
         rows: list[Any] = []
         for record in block.records:
             versions = record.versions
+            past = versions.past
             siblings = []
             for s in versions.siblings:
                 value = s.value
@@ -158,7 +159,7 @@ def encode_block(block: RecordBlock) -> tuple[bytes, bytes]:
                     record.fence,
                     record.request,
                     siblings,
-                    flat_past(versions.past),
+                    next(iter(past.items())) if len(past) == 1 else flat_past(past),
                     flat_cloud(versions.cloud) if versions.cloud else None,
                 )
             )

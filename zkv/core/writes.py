@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 from heapq import heappop, heappush
+from itertools import repeat
 from typing import Final
 
 from zkv.core.effects import Effect, Mint, Read, Send
@@ -234,23 +235,32 @@ class Writes:
         held = group.manner is Manner.HELD
         for open_put, items in group.segments:
             message = open_put.message
-            mint.keys.extend([message.keys[i] for i in items])
-            mint.values.extend([message.values[i] for i in items])
-            mint.checksums.extend([message.checksums[i] for i in items])
-            expires, voids, numbers = message.expires_ms, message.voids, message.items
-            mint.expires_ms.extend([expires[i] for i in items] if expires else [0] * len(items))
-            mint.voids.extend([voids[i] or () for i in items] if voids else [()] * len(items))
-            mint.requests.extend([(message.request, numbers[i] if numbers else i) for i in items])
-            read = group.covered[len(mint.covered) : len(mint.covered) + len(items)]
+            count = len(items)
+            if count == len(message.keys):  # all of it, in order: columns go on as they came
+                keys, values, checksums = message.keys, message.values, message.checksums
+                expires, voids, numbers = message.expires_ms, message.voids, message.items or items
+            else:
+                keys, values = [message.keys[i] for i in items], [message.values[i] for i in items]
+                checksums = [message.checksums[i] for i in items]
+                expires = [message.expires_ms[i] for i in items] if message.expires_ms else None
+                voids = [message.voids[i] for i in items] if message.voids else None
+                numbers = [message.items[i] for i in items] if message.items else items
+            mint.keys += keys
+            mint.values += values
+            mint.checksums += checksums
+            mint.expires_ms += expires or [0] * count
+            mint.voids += [given_up or () for given_up in voids] if voids else [()] * count
+            mint.requests += zip(repeat(message.request, count), numbers, strict=True)
+            read = group.covered[len(mint.covered) : len(mint.covered) + count]
             if not read:
-                mint.covered.extend(_stated(message.contexts, message.bases, items))
+                mint.covered += _stated(message.contexts, message.bases, items)
             elif message.bases:
                 bases = [context_of_base(message.bases[i]) for i in items]
-                mint.covered.extend(
-                    [mine if base is EMPTY else mine.joined(base) for mine, base in zip(read, bases, strict=True)]
-                )
+                mint.covered += [
+                    mine if base is EMPTY else mine.joined(base) for mine, base in zip(read, bases, strict=True)
+                ]
             else:
-                mint.covered.extend(read)
+                mint.covered += read
         mint.replace_held = [held] * len(mint.keys)
         mint.row_versions = [row.version for row in group.rows]
         mint.fences = [row.fence for row in group.rows]

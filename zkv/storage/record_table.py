@@ -71,6 +71,7 @@ class RecordTable:
         counters: list[int] = []
         failed: dict[int, int] = {}
         sets, actor, stamp = self._sets, self.actor, mint.stamp
+        undo, fresh = self._undo, self._fresh
         runs: list[
             tuple[RequestId, list[int], int]
         ] = []  # request, its items that were minted, where their counters begin
@@ -126,7 +127,12 @@ class RecordTable:
                     failed[len(records) + len(failed)] = Status.OVERLOADED
                     continue
             if versions.past or versions.cloud:
-                self._install(key, current, versions)
+                undo.append((key, current))
+                fresh.append(versions)
+                versions.log_seq = UNLOGGED
+                sets[key] = versions
+                if current is None:
+                    self._unplaced.append(key)
             records.append(Record(key, version, fence, (session, sequence, item, counter), versions))
             counters.append(counter)
             minted.append(item)
