@@ -45,8 +45,9 @@ log = logging.getLogger("zkv.node")
 DRAIN_NS_MAX: Final = 10_000_000_000
 #: twice the longest deadline: nobody retries a request that is older
 FORGETFUL_NS: Final = 120_000_000_000
-#: garbage collections of a process that holds millions of small long-lived objects: rare and short beats often
-GC_THRESHOLDS: Final = (100_000, 50, 100)
+#: Young objects are searched for cycles now and then; the old ones, millions of records without cycles, never: that would stop the node for
+#: seconds. A cycle that lives through one search is lost memory, and nothing on the request path makes one.
+GC_THRESHOLDS: Final = (100_000, 1_000_000, 1_000_000)
 _LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
