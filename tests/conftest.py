@@ -7,6 +7,7 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kill-rounds", type=int, default=5, help="how often all nodes are killed at once under load")
+    parser.addoption("--stanzas", type=int, default=5_000, help="how many Debian stanzas go through import and export")
     parser.addoption("--seeds-scale", type=float, default=1, help="run this many times the usual random histories")
 
 
@@ -19,6 +20,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if seeds is not None:
         scale = metafunc.config.getoption("--seeds-scale")
         metafunc.parametrize("seed", range(max(1, int(seeds.args[0] * scale))))
+
+
+@pytest.fixture
+def stanza_count(request: pytest.FixtureRequest) -> int:
+    count = request.config.getoption("--stanzas")
+    assert isinstance(count, int)
+    return count
 
 
 @pytest.fixture

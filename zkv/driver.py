@@ -40,6 +40,7 @@ _FROM_REPLIERS: Final = frozenset(
         Kind.REFUSED,
     }
 )
+_HELLOS: Final = frozenset({Kind.PEER_HELLO, Kind.PEER_HELLO_ACK})
 _WITHOUT_CLUSTER: Final = frozenset({Kind.HELLO, Kind.ADMIN, Kind.PEER_HELLO, Kind.PEER_HELLO_ACK})
 
 
@@ -180,7 +181,13 @@ class Driver:
             request = (header.session, header.sequence)
             if header.kind not in allowed:
                 raise ProtocolError(f"{header.kind.name} does not belong on this port")
-            if header.cluster != self._cluster and (header.cluster or header.kind not in _WITHOUT_CLUSTER):
+            if (
+                header.cluster != self._cluster
+                and (header.cluster or header.kind not in _WITHOUT_CLUSTER)
+                and (
+                    header.kind not in _HELLOS  # these compare the lists, and say what differs
+                )
+            ):
                 self.counters["frames_foreign"] += 1
                 raise ProtocolError("this node belongs to another cluster")
             return wire.decode(frames, now_ns=now_ns, header=header)
@@ -241,7 +248,10 @@ class Driver:
                 self._step_alone(step)
 
     def _step_alone(self, step: fx.Mint | fx.Join) -> None:
-        frees_space = isinstance(step, fx.Mint) and not any(v is not None for v in step.values)
+        if isinstance(step, fx.Mint):
+            frees_space = not any(v is not None for v in step.values)
+        else:
+            frees_space = not any(record.versions.siblings for record in step.block.records)
         try:
             self._step([step], allow_reserve=frees_space)
         except DiskFull:

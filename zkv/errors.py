@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 class ZkvError(Exception):
     """Base of all. `code` is the stable name used in JSON output and on the wire."""
 
-    definite: ClassVar[bool] = True
-    retryable: ClassVar[bool] = False
+    definite: bool = True
+    retryable: bool = False
     #: exit code of the command line
     exit_code: ClassVar[int] = 1
 
@@ -100,7 +100,7 @@ class Unavailable(RequestError):
     exit_code = 4
 
     def __init__(self, message: str = "", *, required: int = 0, alive: int = 0) -> None:
-        super().__init__(message or f"{alive} of {required} required replicas are reachable; nothing was written")
+        super().__init__(message or f"{alive} of {required} required replicas are reachable; nothing was done")
         self.required = required
         self.alive = alive
 
@@ -186,12 +186,12 @@ class Unsupported(RequestError, ValueError):
 class BatchError(RequestError):
     """At least one key of a batch is not ok. `.result` holds an outcome per key; `.errors` the failed keys alone."""
 
-    definite = False
-
     def __init__(self, message: str, *, result: Any = None, errors: Mapping[Any, ZkvError] | None = None) -> None:
         super().__init__(message)
         self.result = result
         self.errors = dict(errors or {})
+        self.definite = all(error.definite for error in self.errors.values())
+        self.retryable = all(error.retryable for error in self.errors.values())
 
     @property
     def exit_status(self) -> int:

@@ -31,7 +31,7 @@ from zkv.core.ring import position_of
 from zkv.core.topology import TopologyDocument, first_epoch
 from zkv.core.view import View
 from zkv.driver import Driver
-from zkv.errors import ConfigError, StorageFailed
+from zkv.errors import ConfigError, DiskFull, StorageFailed
 from zkv.ids import NodeId
 from zkv.storage.files import RealFiles
 from zkv.storage.log_store import LogStore
@@ -322,11 +322,13 @@ class Node:
     def _close(self) -> None:
         assert self._log is not None
         try:
-            self._log.update_manifest(high_water_stamp=self._state.view.clock.high)
+            try:
+                self._log.update_manifest(high_water_stamp=self._state.view.clock.high)
+            except (StorageFailed, DiskFull) as error:
+                log.error("the highest stamp was not noted (the log holds it too): %s", error)
             self._log.close()
-        except StorageFailed as error:
-            log.critical("the log could not be closed: %s", error)
-            self._log.close()
+        except (StorageFailed, DiskFull) as error:
+            log.critical("the log could not be closed cleanly: %s", error)
         finally:
             self._transport.close()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tests.harness import DEFAULT, MS, SECOND, STRICT, MemoryLog, SimCluster, SimNode, status_of
 from tests.scenarios.test_counterexamples import KEY, three
+from zkv.codec import wire
 from zkv.core import messages as m
 from zkv.core.messages import Status
 from zkv.core.reads import HEDGE_NS
@@ -204,3 +205,32 @@ def test_members_wiped_one_after_another_each_find_back() -> None:
     for node in cluster.nodes:
         assert cluster.held_by(node, KEY) == [b"v"]
     assert cluster.values(c, KEY) == [b"v"]
+
+
+def test_hello_of_a_node_with_another_list_is_answered_with_both_lists_whatever_cluster_it_thinks_it_is_in() -> None:
+    cluster = SimCluster(3, active=False, start=1)
+    a, b, _ = cluster.nodes
+    stranger = m.PeerHello(b.node, "typo", b"S" * 16, b"open-id!", b"x" * 32, "new", "a different list", 0)
+    a.inbox.peers.append((bytes([b.index]), wire.encode(stranger, cluster=12345)))
+    b.up = True  # somebody is there to take the answer
+    cluster.wires.clear()
+    a.turn()
+    b.up = False
+    acks = [wire.decode(frames) for _, target, _, _, frames in cluster.wires if target == b.index]
+    (ack,) = [ack for ack in acks if isinstance(ack, m.PeerHelloAck)]
+    assert "a different list" in ack.refusal
+    assert "different lists" in ack.refusal
+    assert a.notes == [ack.refusal]
+
+
+def test_node_that_waits_for_others_names_them_in_status_and_in_its_log() -> None:
+    cluster = SimCluster(3, active=False, start=2)
+    a, _, c = cluster.nodes
+    cluster.advance(4 * SECOND)
+    status = cluster.ask(a, m.Admin((1, 1), "status"))
+    assert isinstance(status, m.AdminReply)
+    assert status.document["verdict"] == f"forming: waiting for {c.name}"
+    assert [note for note in a.notes if c.name in note], "said once the usual start has passed"
+    said = len(a.notes)
+    cluster.advance(10 * SECOND)
+    assert len(a.notes) == said, "and not again every moment"

@@ -408,3 +408,31 @@ def test_forwarding_keeps_the_item_numbers_of_the_request() -> None:
     reply = ask_put(cluster, x, batch(cluster, [(k1, b"v1")], items=[1], again=True))
     assert reply.statuses is None and reply.items == [1]
     assert cluster.values(x, k1, r=2) == [b"v1"]
+
+
+# --- full disks, damaged values, nodes that are missing ------------------------------------------------------------------------
+
+
+def test_delete_on_a_cluster_that_is_full_everywhere_is_acked_by_w() -> None:
+    """Puts are refused before anything is written; deletes, and the tombstones they send, may use what is kept back for them."""
+    cluster, a, b, c = three()
+    cluster.put(a, KEY, b"v")
+    for node in (a, b, c):
+        node.log.full = True
+    refused = cluster.put(a, KEY, b"more")
+    assert status_of(refused) is Status.DISK_FULL
+    assert Status.DISK_FULL not in m.UNKNOWN_STATUSES
+    deleted = cluster.put(a, KEY, None)
+    assert status_of(deleted) is Status.OK
+    assert len(deleted.receipts[0].nodes) >= 2
+    assert cluster.values(b, KEY) == []
+
+
+def test_value_that_is_not_what_its_author_sent_is_refused_and_never_written() -> None:
+    cluster, a, b, c = three()
+    message = cluster.put_message(KEY, b"v")
+    message.checksums = [message.checksums[0] ^ 1]
+    reply = cluster.ask(a, message)
+    assert isinstance(reply, m.PutReply)
+    assert status_of(reply) is Status.CORRUPT
+    assert [node.log.bodies for node in (a, b, c)] == [[], [], []]

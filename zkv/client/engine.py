@@ -55,7 +55,7 @@ class Engine:
     def bucket(self, name: str, deadline_ns: int) -> Bucket:
         """The bucket as the topology has it; asks for the topology first if need be. Raises: NoSuchBucket and what `hello` raises."""
         state = self.state
-        if state.ring is None or state.stale:
+        if state.document is None or state.stale:
             self.hello(deadline_ns)
         return state.bucket(name)
 
@@ -72,6 +72,8 @@ class Engine:
         try:
             lane.run(call, self.state.cluster)
         except BaseException:
+            with self.lock:
+                call.abandon()
             self._discard(lane)  # it may have stopped between two frames of a message
             raise
         with self.lock:

@@ -81,6 +81,8 @@ class Exchange(Protocol[_O]):
 
     def on_reply(self, address: str, reply: m.ClientReply, now_ns: int) -> bool: ...
 
+    def abandon(self) -> None: ...
+
 
 class Link:
     """One connection to one node. `queue` holds what waits for it to stand."""

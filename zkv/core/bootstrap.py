@@ -18,6 +18,11 @@ from zkv.core.messages import PeerHello, PeerHelloAck
 from zkv.ids import NodeId
 
 HELLO_INTERVAL_NS: Final = 250_000_000
+#: who is missing is said after so long, then at such intervals
+MISSING_FIRST_NS: Final = 3_000_000_000
+MISSING_NOTE_NS: Final = 60_000_000_000
+#: notes about refused peers; a peer that sends a different text each time must not fill the log
+REFUSAL_NOTES_MAX: Final = 32
 NEW: Final = "new"
 ACTIVE: Final = "active"
 
@@ -47,6 +52,8 @@ class Bootstrap:
         self.epoch = 1 if phase == ACTIVE else 0
         self._stores: dict[NodeId, bytes] = dict(stores)
         self._next_hello_ns = 0
+        self._missing_note_ns = 0
+        self._notes_left = REFUSAL_NOTES_MAX
         self._refusals: dict[NodeId, str] = {}
         self._adopting = False
 
@@ -66,7 +73,16 @@ class Bootstrap:
         self._next_hello_ns = now_ns + HELLO_INTERVAL_NS
         if not self._peers:
             return self._adopt(unsynced=False)
-        return [Send(node, self.hello()) for node in self._peers]
+        effects: list[Effect] = [Send(node, self.hello()) for node in self._peers]
+        if not self._missing_note_ns:
+            self._missing_note_ns = now_ns + MISSING_FIRST_NS
+        elif now_ns >= self._missing_note_ns:
+            self._missing_note_ns = now_ns + MISSING_NOTE_NS
+            names = ", ".join(self.missing) or "nobody"
+            effects.append(
+                Note("warning", f"the cluster forms when all of --initial have answered; waiting for {names}")
+            )
+        return effects
 
     def next_wakeup_ns(self) -> int | None:
         return None if self.phase == ACTIVE else self._next_hello_ns
@@ -93,18 +109,22 @@ class Bootstrap:
             refusal,
             sorted(self._stores.items()) if self.phase == ACTIVE else [],
         )
-        effects: list[Effect] = [Reply(route, ack)]
-        if refusal and self._refusals.get(hello.node) != refusal:
-            self._refusals[hello.node] = refusal
-            effects.append(Note("error", refusal))
-        return effects
+        return [Reply(route, ack), *(self._refuse(hello.node, refusal) if refusal else [])]
+
+    def _refuse(self, node: NodeId, why: str) -> list[Effect]:
+        """Remember and say it, once, and not without end."""
+        if self._refusals.get(node) == why or not self._notes_left:
+            return []
+        self._notes_left -= 1
+        self._refusals[node] = why
+        return [Note("error", why)]
 
     def _refusal(self, hello: PeerHello) -> str:
         me = self._me
         if hello.initial_hash != me.initial_hash:
             return (
                 f"node {hello.name!r} and node {me.name!r} were given different lists, so they are not one cluster: "
-                f"{hello.name!r} has {hello.initial}; {me.name!r} has {me.initial}"
+                f"{hello.name!r} has {hello.initial!r}; {me.name!r} has {me.initial!r}"
             )
         if hello.node == me.node and hello.open_id != me.open_id:
             return f"two processes run as node {me.name!r}"
@@ -118,11 +138,9 @@ class Bootstrap:
         if not problem and ack.node != node:
             problem = f"the address of node {self._peers.get(node, node)!r} answers as node {ack.name!r}"
         if not problem and ack.initial_hash != self._me.initial_hash:
-            problem = f"node {ack.name!r} was given another list: {ack.initial}; node {self._me.name!r} has {self._me.initial}"
+            problem = f"node {ack.name!r} was given another list: {ack.initial!r}; node {self._me.name!r} has {self._me.initial!r}"
         if problem:
-            known = self._refusals.get(node) == problem
-            self._refusals[node] = problem
-            return [] if known else [Note("error", problem)]
+            return self._refuse(node, problem)
         self._refusals.pop(node, None)
         if self.phase == ACTIVE or self._adopting:
             return []

@@ -42,6 +42,9 @@ class AskEach:
         self._open = {(address, message.request[1]): i for i, (address, message) in enumerate(asks)}
         self._unsent = True
 
+    def abandon(self) -> None:
+        """The caller was interrupted; nothing was changed anywhere, so there is nothing to remember."""
+
     @property
     def done(self) -> bool:
         return not self._open
@@ -95,6 +98,9 @@ class HelloCall:
         self._sent = False
         self._unformed = ""
         self._error: ZkvError | None = None
+
+    def abandon(self) -> None:
+        """The caller was interrupted; nothing was changed anywhere, so there is nothing to remember."""
 
     @property
     def done(self) -> bool:

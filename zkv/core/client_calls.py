@@ -350,6 +350,17 @@ class Call:
         self._inflight.clear()
         assert not self._left, "every open position belongs to a part"
 
+    def abandon(self) -> None:
+        """The caller was interrupted and will not hear the end: whatever may have left is unknown to it, and remembered as that."""
+        failure = Failure(None, code="DeadlineExceeded", message="interrupted")
+        for part in list(self._parts):
+            positions = [p for p in part.positions if not self._settled[p]]
+            maybe_sent = part.tainted or part.state in (State.FLYING, State.QUEUED)
+            if positions and maybe_sent:
+                self._fail(positions, failure, part, unknown=True)
+        self._parts.clear()
+        self._inflight.clear()
+
     # --- what puts and gets do differently ---
 
     def _message(self, part: Part) -> m.Put | m.Get:

@@ -84,18 +84,22 @@ class ClientState:
 
     def adopt(self, document: TopologyDocument, node: NodeId, address: str) -> None:
         """`document` came from `node` at `address`, which is how this client reaches it, whatever it advertises."""
-        self.stale = False
-        if self.document is None or document.epoch > self.document.epoch:
-            self._reached.clear()
-            self.document = document
-            self.ring = ring_of(document)
+        newest = self.document
+        if newest is None or document.epoch > newest.epoch:
+            ring = ring_of(document)
+            # An interrupt may strike between any two of these: `document` last, for it says that the rest is there.
+            self.ring = ring
             self.cluster = int.from_bytes(document.cluster_id[:8], "big")
             self._buckets = {bucket.name: bucket for bucket in document.buckets}
             self.names = {member.node_id: member.name for member in document.members}
+            self._reached = {}
+            newest = document
         self._reached[node] = address
         self.addresses = {
-            member.node_id: self._reached.get(member.node_id, member.address) for member in self.document.members
+            member.node_id: self._reached.get(member.node_id, member.address) for member in newest.members
         }
+        self.document = newest
+        self.stale = False
 
     def bucket(self, name: str) -> Bucket:
         found = self._buckets.get(name)

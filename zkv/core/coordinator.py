@@ -24,7 +24,7 @@ from zkv.core.ring import Row
 from zkv.core.topology import Bucket
 from zkv.core.view import View
 from zkv.core.writes import Manner, WriteGroup, Writes
-from zkv.ids import BUCKET_BYTES, NodeId, RequestId, bucket_of
+from zkv.ids import BUCKET_BYTES, NodeId, RequestId, bucket_of, checksum_of
 
 _T = TypeVar("_T")
 #: a request and the numbers of its items, () = all
@@ -103,6 +103,8 @@ class Coordinator:
         if message.deadline_ns <= self._view.now_ns:
             open_put.settle_failed(everything, Status.EXPIRED)
             return []
+        if not message.hop and not self._intact(open_put):
+            return []
         outcome = self._view.memory.recall(message.request)
         if outcome is None and self._view.memory.is_too_old(message.request):
             open_put.settle_failed(everything, Status.TOO_OLD)
@@ -128,6 +130,16 @@ class Coordinator:
                 group.outcomes.append(outcome)
         return [effect for node, items in elsewhere.items() for effect in self._forward(open_put, items, node)]
 
+    def _intact(self, open_put: OpenPut) -> bool:
+        """Whether the values are what their author sent; else the whole request is refused, for something is wrong on the way."""
+        message = open_put.message
+        if [checksum_of(v) for v in message.values if v is not None] == [
+            c for c, v in zip(message.checksums, message.values, strict=True) if v is not None
+        ]:
+            return True
+        open_put.settle_failed(list(range(len(message.keys))), Status.CORRUPT)
+        return False
+
     def _write_group(
         self,
         groups: dict[tuple[object, ...], WriteGroup],
@@ -146,6 +158,7 @@ class Coordinator:
             manner,
             message.durable,
             message.deadline_ns >> _DEADLINE_STEP_BITS,
+            any(v is not None for v in message.values),  # deletes alone may use the last of the space
         )
         size = sum([len(v) for v in message.values if v is not None])
         group = groups.get(key)

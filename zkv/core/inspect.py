@@ -5,6 +5,7 @@ Owns: the documents these return. Must not know: how they are shown. Only plain 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from zkv.core import messages as m
@@ -43,6 +44,8 @@ class Inspect:
         self._explains: dict[int, _Explain] = {}
         #: counters and figures that other rooms add to `status`
         self.figures: dict[str, object] = {}
+        #: who is missing and who was refused, while the cluster forms
+        self.forming: Callable[[], tuple[list[str], list[str]]] = lambda: ([], [])
 
     # --- scan ---
 
@@ -104,7 +107,10 @@ class Inspect:
             )
         alive = sum(1 for n in nodes if n["state"] == "alive")
         if view.document is None:
-            verdict = "forming: not all nodes of the initial list have answered"
+            missing, refusals = self.forming()
+            verdict = "forming: waiting for " + (", ".join(missing) or "the others to answer")
+            if refusals:
+                verdict += "; " + "; ".join(refusals)
         elif view.unsynced:
             verdict = "degraded: this node lost its data and must not answer reads until it is repaired"
         elif alive == len(nodes):

@@ -32,6 +32,7 @@ class NodeState:
         self.replica = Replica(view)
         self.resync = Resync(view)
         self.inspect = Inspect(view)
+        self.inspect.forming = lambda: (bootstrap.missing, list(bootstrap.refusals.values()))
         self.coordinator = Coordinator(view, self.writes, self.reads)
         self._heartbeat_interval_ns = heartbeat_interval_ns
         self._heartbeat_ns = 0

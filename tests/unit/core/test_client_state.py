@@ -736,3 +736,32 @@ def test_piece_of_a_tainted_part_keeps_the_numbers_of_the_request() -> None:
     assert (piece.sequence, piece.positions, piece.items, piece.width) == (77, [13], [3], 5)
     fresh = Part(range(10, 15)).piece([1, 3])
     assert (fresh.sequence, fresh.positions, fresh.items, fresh.width) == (0, [11, 13], None, 2)
+
+
+def test_interrupted_put_is_unknown_to_its_author_and_voided_by_the_next_one() -> None:
+    """Ctrl-C between the send and the answer: nobody will hear the outcome, so the next put of the key must say so."""
+    state = state_of()
+    keys = keys_of("a")
+    call = put_call(state, keys)
+    order = one(call, 0)
+    call.abandon()
+    assert put_of(one(put_call(state, keys), 0)).voids == [(put_of(order).request[1],)]
+    untouched = put_call(state, keys_of("b"))
+    untouched.abandon()
+    assert put_of(one(put_call(state, keys_of("b")), 0)).voids is None, "nothing of it had left"
+
+
+def test_interrupted_adoption_leaves_a_client_that_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = ClientState(random.Random(1))
+    topology = document()
+
+    def interrupted(_: object) -> object:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zkv.core.client_state.ring_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            state.adopt(topology, topology.members[0].node_id, topology.members[0].address)
+    assert state.document is None
+    state.adopt(topology, topology.members[0].node_id, topology.members[0].address)
+    assert state.bucket("default").name == "default"
