@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from zkv.testing import LocalCluster
 from zkv.testing.ports import HOST, free_base_ports
 
 pytestmark = pytest.mark.integration
@@ -175,3 +176,16 @@ def test_config_file_and_environment(tmp_path: Path, port: int) -> None:
     again.wait_for("serving solo on")
     again.process.terminate()
     assert again.end() == 0
+
+
+def test_commands_without_standard_streams_say_so_instead_of_failing_with_a_traceback() -> None:
+    """`zkv put k - <&-` and `zkv get k >&-`: whoever started us closed them."""
+    command = f"{sys.executable} -m zkv"
+    with LocalCluster(1) as cluster:
+        environment = os.environ | {"ZKV_URL": cluster.url}
+        for line, says in (("put k - <&-", "standard input is closed"), ("get k >&-", "standard output is closed")):
+            subprocess.run(f"{command} put k v", shell=True, env=environment, check=True, capture_output=True)
+            done = subprocess.run(f"{command} {line}", shell=True, env=environment, stderr=subprocess.PIPE, text=True)
+            assert done.returncode == 1
+            assert says in done.stderr
+            assert "Traceback" not in done.stderr

@@ -14,7 +14,7 @@ import binascii
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from zkv.errors import BatchError, Conflict, Unsupported, ZkvError
 
@@ -60,8 +60,9 @@ class Console:
             print(json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, default=_plain))
 
     def raw(self, value: bytes) -> None:
-        sys.stdout.buffer.write(value)
-        sys.stdout.buffer.flush()
+        out = binary_out()
+        out.write(value)
+        out.flush()
 
     def error(self, error: ZkvError) -> None:
         self.say(f"zkv: {error}")
@@ -153,3 +154,17 @@ def _plain(value: object) -> object:
     if isinstance(value, set | frozenset | tuple):
         return sorted(value, key=str)
     raise TypeError(f"{type(value).__name__} in a JSON document")
+
+
+def binary_in() -> BinaryIO:
+    """Standard input as bytes. Raises: ZkvError when whoever started us closed it."""
+    if sys.stdin is None:
+        raise ZkvError("standard input is closed; give a file instead of -")
+    return sys.stdin.buffer
+
+
+def binary_out() -> BinaryIO:
+    """Standard output as bytes. Raises: ZkvError when whoever started us closed it."""
+    if sys.stdout is None:
+        raise ZkvError("standard output is closed; there is nowhere to write to")
+    return sys.stdout.buffer

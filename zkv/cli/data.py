@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import base64
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from zkv.cli.console import (
@@ -17,6 +16,7 @@ from zkv.cli.console import (
     EXIT_NOT_FOUND,
     EXIT_OK,
     Console,
+    binary_in,
     context,
     key_bytes,
     level,
@@ -65,7 +65,7 @@ def _command(
 
 
 def _put(args: argparse.Namespace, console: Console) -> int:
-    value = sys.stdin.buffer.read() if args.value == "-" else os.fsencode(args.value)
+    value = binary_in().read() if args.value == "-" else os.fsencode(args.value)
     options: dict[str, Any] = {}
     if args.context is not None:
         options["context"] = args.context

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
+import zkv
 from zkv.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, Console, exit_code_of, refuse, seconds
 from zkv.cli.reserved import RESERVED
 from zkv.errors import ZkvError
@@ -80,6 +81,7 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"zkv {zkv.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     named = {_MODULES[word] for word in words if word in _MODULES}
     for module in sorted(named or set(_MODULES.values())):

@@ -15,7 +15,6 @@ import argparse
 import io
 import os
 import stat
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -26,7 +25,17 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from zkv.cli.batches import BatchOutcome, BatchWriter, put_until_acknowledged
-from zkv.cli.console import EXIT_CONFLICT, EXIT_FAILED, EXIT_OK, Console, count, open_client, seconds
+from zkv.cli.console import (
+    EXIT_CONFLICT,
+    EXIT_FAILED,
+    EXIT_OK,
+    Console,
+    binary_in,
+    binary_out,
+    count,
+    open_client,
+    seconds,
+)
 from zkv.cli.journal import Journal, Position, head_of
 from zkv.cli.lines import FORMATS, Entry, LineReader, LineWriter, Refusal
 from zkv.cli.progress import Progress
@@ -70,7 +79,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser], c
 def _import(args: argparse.Namespace, console: Console) -> int:
     started = time.monotonic()
     with ExitStack() as stack:
-        stream = sys.stdin.buffer if args.file == "-" else stack.enter_context(open(args.file, "rb"))
+        stream = binary_in() if args.file == "-" else stack.enter_context(open(args.file, "rb"))
         journal = Journal(args.resume, head_of(stream))
         done = journal.position
         if done.offset:
@@ -103,7 +112,7 @@ def _export(args: argparse.Namespace, console: Console) -> int:
     with ExitStack() as stack:
         kv = stack.enter_context(open_client(args))
         if args.output == "-":
-            binary: BinaryIO = sys.stdout.buffer
+            binary: BinaryIO = binary_out()
         else:
             binary = stack.enter_context(open(args.output, "wb"))
         text = io.TextIOWrapper(binary, encoding="utf-8", newline="")
