@@ -48,7 +48,8 @@ class PutCall(Call):
         self._values = values
         self._checksums = checksums
         self._contexts = contexts
-        self._bases = state.memory.bases(keys) if contexts is None else None
+        self._remembers = not state.single_copies
+        self._bases = state.memory.bases(keys) if contexts is None and self._remembers else None
         self._voids = state.memory.voids(keys, blind=contexts is None)
         self._expires_ms = expires_ms
         self._w = w
@@ -94,7 +95,8 @@ class PutCall(Call):
         assert isinstance(reply, m.PutReply)
         self.answers.append((positions, columns, reply))
         keys = take(self.keys, positions)
-        self._state.memory.note_acked(keys, reply, columns)
+        if self._remembers:
+            self._state.memory.note_acked(keys, reply, columns)
         if part.again or part.state is State.GHOST:
             self._state.memory.note_doubled(keys, part.sequence)
 

@@ -111,6 +111,11 @@ class ClientState:
     def buckets(self) -> tuple[Bucket, ...]:
         return tuple(self._buckets.values())
 
+    @property
+    def single_copies(self) -> bool:
+        """Whether every row has one replica: what this session wrote is where the next write goes, so nothing needs to be said of it."""
+        return self.ring is not None and all(len(group) == 1 for group in self.ring.groups)
+
     # --- liveness, an opinion ---
 
     def failed(self, address: str, now_ns: int) -> None:

@@ -738,6 +738,17 @@ def test_piece_of_a_tainted_part_keeps_the_numbers_of_the_request() -> None:
     assert (fresh.sequence, fresh.positions, fresh.items, fresh.width) == (0, [11, 13], None, 2)
 
 
+def test_session_of_a_cluster_with_single_copies_says_nothing_of_its_own_writes() -> None:
+    """The one store that has a key is where its next write goes: a base could tell it nothing. With three replicas it could."""
+    for nodes, expected in ((1, None), (3, [(ACTOR, 1)])):
+        state = state_of(nodes)
+        keys = keys_of("a")
+        first = put_call(state, keys)
+        order = one(first, 0)
+        assert first.on_reply(order.address, ok(order), 1)
+        assert put_of(one(put_call(state, keys), 2)).bases == expected
+
+
 def test_interrupted_put_is_unknown_to_its_author_and_voided_by_the_next_one() -> None:
     """Ctrl-C between the send and the answer: nobody will hear the outcome, so the next put of the key must say so."""
     state = state_of()
