@@ -80,7 +80,17 @@ class Driver:
         self._awaiting_sync: deque[tuple[int, int]] = deque()
         self._reads_awaiting_sync: list[tuple[int, ev.ReadDone]] = []
         self.counters: dict[str, int] = dict.fromkeys(
-            ("frames_in", "frames_refused", "frames_foreign", "puts_logged", "steps_refused", "turns", "unsent"), 0
+            (
+                "frames_in",
+                "frames_refused",
+                "frames_foreign",
+                "puts_logged",
+                "steps_refused",
+                "turns",
+                "unsent",
+                "dot_collisions",
+            ),
+            0,
         )
         self._carry: dict[type, Callable[[Any], None]] = {
             fx.Mint: self._steps.append,
@@ -283,6 +293,7 @@ class Driver:
                 self.counters["puts_logged"] += len(to_log.records)
         seq = self._log.append(blocks, allow_reserve=allow_reserve) if blocks else self._log.written_seq
         self._table.commit(seq)
+        self.counters["dot_collisions"] = self._table.collisions
         ahead = ((self._clock.wall_ns() // 1_000_000) + CLOCK_AHEAD_MS_MAX) << 16
         self._state.view.clock.observe(min(self._table.stamp_high, ahead))
         self._events.extend(events)

@@ -49,10 +49,6 @@ def bucket_of(key: bytes) -> int:
     return int.from_bytes(key[:BUCKET_BYTES], "big")
 
 
-def user_key(key: bytes) -> bytes:
-    return key[BUCKET_BYTES:]
-
-
 def checksum_of(value: bytes) -> int:
     """The end-to-end checksum of a value: low 32 bits of xxh3_64. Set by the client that writes, checked by the one that reads."""
     return xxhash.xxh3_64_intdigest(value) & 0xFFFFFFFF

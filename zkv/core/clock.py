@@ -26,7 +26,3 @@ class HybridClock:
         """A stamp from elsewhere: later ones of ours will be above it."""
         if stamp > self.high:
             self.high = stamp
-
-
-def stamp_ms(stamp: int) -> int:
-    return stamp >> COUNTER_BITS

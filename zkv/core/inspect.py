@@ -44,6 +44,8 @@ class Inspect:
         self._explains: dict[int, _Explain] = {}
         #: counters and figures that other rooms add to `status`
         self.figures: dict[str, object] = {}
+        #: what the rules have counted since the start
+        self.counts: Callable[[], dict[str, int]] = dict
         #: who is missing and who was refused, while the cluster forms
         self.forming: Callable[[], tuple[list[str], list[str]]] = lambda: ([], [])
 
@@ -127,7 +129,7 @@ class Inspect:
             "store": view.store.hex(),
             "unsynced": view.unsynced,
             "nodes": nodes,
-            "figures": dict(self.figures),
+            "figures": self.figures | {"rules": self.counts()},
         }
 
     def ring(self) -> dict[str, object]:

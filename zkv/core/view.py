@@ -8,7 +8,7 @@ Liveness here is an opinion that decides whom to ask first; it never decides who
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Final
 
@@ -143,6 +143,3 @@ class View:
 
     def unreachable(self, replicas: tuple[NodeId, ...]) -> list[NodeId]:
         return [n for n in replicas if not self.linked(n)]
-
-    def reachability(self) -> Mapping[NodeId, str]:
-        return {node: self.state_of(node) for node in self.members}
