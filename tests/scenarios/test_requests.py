@@ -436,3 +436,28 @@ def test_value_that_is_not_what_its_author_sent_is_refused_and_never_written() -
     assert isinstance(reply, m.PutReply)
     assert status_of(reply) is Status.CORRUPT
     assert [node.log.bodies for node in (a, b, c)] == [[], [], []]
+
+
+def test_two_tries_of_one_put_at_one_store_are_carried_out_once() -> None:
+    """1. A waits for the pasts of a blind strict put. 2. its author gives up waiting and asks D, which is no replica and forwards to A, marked
+    as a retry: A mints what was stated. 3. another put replaces that. 4. the pasts arrive: the first try must not bring its value back."""
+    cluster = SimCluster(4)
+    key = b"once"
+    holders = [cluster.node_of(key, place, STRICT) for place in range(3)]
+    a = holders[0]
+    (d,) = [node for node in cluster.nodes if node not in holders]
+    cluster.hold = lambda source, target, message: isinstance(message, m.ReplicaGetReply)
+    cluster.send(a, batch(cluster, [(key, b"once")], bucket=STRICT), b"one")
+    cluster.settle()
+    cluster.hold = lambda source, target, message: False  # what is held stays held
+    retry = batch(cluster, [(key, b"once")], bucket=STRICT, again=True, contexts=[EMPTY])
+    cluster.send(d, retry, b"two")
+    cluster.settle()
+    assert put_answer(cluster, b"two").statuses is None
+    assert cluster.put(a, key, b"later", bucket=STRICT).statuses is None
+    cluster.release()
+    cluster.settle()
+    answer = put_answer(cluster, b"one")
+    assert answer.statuses == [Status.QUORUM_NOT_MET]  # unknown here; the other try was told
+    assert cluster.values(a, key, bucket=STRICT) == [b"later"]
+    assert_nothing_is_open(cluster)

@@ -26,6 +26,7 @@ _MODULES: Final = {
     **dict.fromkeys(("status", "ring", "explain", "version"), "cluster"),
     "serve": "serve",
     "demo": "demo",
+    "sim": "sim",
 }
 _EPILOG: Final = """\
 exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 unavailable (nothing applied), 5 unknown outcome,

@@ -16,7 +16,7 @@ from typing import Final
 
 from zkv.core.effects import Join, Mint
 from zkv.core.messages import Record, RecordBlock, Status
-from zkv.core.request_memory import RequestMemory
+from zkv.core.request_memory import Outcome, RequestMemory
 from zkv.core.versions import EMPTY, UNLOGGED, DotCollision, VersionSet, context_of_base, overwrite, sync, write
 from zkv.errors import TooLarge
 from zkv.ids import Actor, RequestId, actor_of, bucket_prefix
@@ -72,10 +72,9 @@ class RecordTable:
         failed: dict[int, int] = {}
         sets, actor, stamp = self._sets, self.actor, mint.stamp
         undo, fresh = self._undo, self._fresh
-        runs: list[
-            tuple[RequestId, list[int], int]
-        ] = []  # request, its items that were minted, where their counters begin
         request: RequestId | None = None
+        known: Outcome | None = None
+        minted: list[int] = []
         size = 0
         columns = zip(
             mint.keys,
@@ -92,10 +91,15 @@ class RecordTable:
         )
         for key, (asked, item), value, covered, replace, checksum, expires_ms, voids, version, fence in columns:
             if asked != request:
-                request = asked
+                if minted:
+                    self._note_minted(request, minted, counters)  # type: ignore[arg-type]
+                request, minted = asked, []
                 session, sequence = asked
-                minted: list[int] = []
-                runs.append((asked, minted, len(counters)))
+                known = self._memory.recall(asked)
+            if known is not None and known.dot_of(item) is not None:
+                # another try of it was carried out while this one waited for its pasts: what became of it is that one's to say
+                failed[len(records) + len(failed)] = Status.QUORUM_NOT_MET
+                continue
             current = sets.get(key)
             if covered is not EMPTY and replace:
                 covered = context_of_base(covered, current)
@@ -136,12 +140,15 @@ class RecordTable:
             records.append(Record(key, version, fence, (session, sequence, item, counter), versions))
             counters.append(counter)
             minted.append(item)
-        for asked, items, start in runs:
-            if items:
-                run = counters[start : start + len(items)]
-                self._noted.append((asked, self._memory.outcome(asked).add_run(items, actor, run)))
+        if minted:
+            self._note_minted(request, minted, counters)  # type: ignore[arg-type]
         statuses = [failed.get(i, int(Status.OK)) for i in range(len(mint.keys))] if failed else None
         return RecordBlock(records), counters, statuses
+
+    def _note_minted(self, request: RequestId, items: list[int], counters: list[int]) -> None:
+        """These items of a request were minted; their counters are the last of `counters`."""
+        added = self._memory.outcome(request).add_run(items, self.actor, counters[-len(items) :])
+        self._noted.append((request, added))
 
     def join(self, join: Join) -> tuple[RecordBlock | None, int, list[int] | None, list[int]]:
         """Join sets with ours: (what must be logged or None, the log position that holds the rest, statuses, inexact items).

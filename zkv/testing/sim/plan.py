@@ -1,0 +1,116 @@
+"""What one seed stands for: every option, every operation and every fault, drawn before anything runs.
+
+Owns: ranges and weights, the plain form that is saved and shrunk. Must not know: how anything is carried out.
+
+Swarm: each seed allows a random subset of the faults, so that rare combinations are not drowned by common ones. Because all is drawn first,
+a plan with operations or faults left out is again a plan. Source: reliability reference, 3.1.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+FORMAT: Final = 1
+FAULTS: Final = (
+    "kill", "power", "blackout", "pause", "cut", "isolate", "bridge", "ring", "halves", "flap", "wipe", "clone", "restore",
+    "full", "short", "eio", "slow", "clock",
+)  # fmt: skip
+#: (milliseconds, kind, numbers that say whom and how long)
+Fault = list[Any]
+#: (client, kind, keys, number of the operation, option)
+Operation = list[Any]
+
+
+@dataclass(slots=True)
+class Plan:
+    seed: int
+    nodes: int
+    fsync: str
+    bucket: str
+    clients: int
+    keys: int
+    batch_max: int
+    delay_ms: float
+    loss: float
+    duplicate: float
+    replay: float
+    sync_ms: float
+    wal_bytes: int
+    think_ms: float
+    allowed: list[str]
+    operations: list[Operation] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def options(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if k not in ("operations", "faults")} | {
+            "operations": len(self.operations),
+            "faults": len(self.faults),
+        }
+
+    def line(self) -> str:
+        return " ".join(f"{k}={','.join(v) if isinstance(v, list) else v}" for k, v in self.options().items())
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=None, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        tree = json.loads(text)
+        if tree.pop("format") != FORMAT:
+            raise ValueError("a plan of another version of the simulator")
+        return cls(**tree)
+
+
+def draw(seed: int, operations: int = 200) -> Plan:
+    dice = random.Random(f"plan {seed}")
+    lossy = dice.random() < 0.5
+    allowed = [name for name in FAULTS if dice.random() < 0.4]
+    plan = Plan(
+        seed=seed,
+        nodes=dice.choice((3, 3, 3, 4, 5)),
+        fsync=dice.choice(("group", "group", "group", "interval", "never")),
+        bucket=dice.choice(("strict", "strict", "default", "both")),
+        clients=dice.randint(1, 4),
+        keys=dice.choice((1, 2, 3, 6)),
+        batch_max=dice.choice((1, 1, 2, 4)),
+        delay_ms=dice.choice((0.2, 1, 5, 20)),
+        loss=dice.choice((0.0, 0.01, 0.05, 0.2)) if lossy else 0.0,
+        duplicate=dice.choice((0.0, 0.02, 0.1, 0.3)),
+        replay=dice.choice((0.0, 0.0, 0.02, 0.1)),
+        sync_ms=dice.choice((0.5, 2, 10)),
+        wal_bytes=dice.choice((4096, 16384, 65536)),
+        think_ms=dice.choice((1, 5, 20)),
+        allowed=allowed,
+    )
+    plan.operations = [_operation(plan, dice, number) for number in range(operations)]
+    length_ms = int(operations / plan.clients * (plan.think_ms + 4 * plan.delay_ms + 2 * plan.sync_ms)) + 200
+    if allowed:
+        count = dice.randint(2, max(4, min(32, length_ms // 80)))
+        plan.faults = sorted(_fault(plan, dice, length_ms) for _ in range(count))
+    return plan
+
+
+def _operation(plan: Plan, dice: random.Random, number: int) -> Operation:
+    client = dice.randrange(plan.clients)
+    kind = dice.choices(("put", "context", "delete", "get", "empty"), (5, 4, 1, 5, 1))[0]
+    count = min(plan.keys, dice.randint(1, plan.batch_max))
+    keys = sorted(dice.sample(range(plan.keys), count))
+    solo = plan.bucket != "default" and dice.random() < 0.3
+    strict = plan.bucket == "strict" or (plan.bucket == "both" and (solo or dice.random() < 0.5))
+    level = dice.choices((None, 1, "all"), (16, 1, 1))[0]
+    return [client, kind, keys, number, solo, strict, level]
+
+
+def _fault(plan: Plan, dice: random.Random, length_ms: int) -> Fault:
+    kind = dice.choice(plan.allowed)
+    return [
+        dice.randrange(length_ms),
+        kind,
+        dice.randrange(plan.nodes),
+        dice.randrange(plan.nodes),
+        dice.choice((20, 100, 400, 1500, 3000)),
+        dice.randrange(1 << 30),
+    ]

@@ -1,0 +1,383 @@
+"""One seed from its plan to its verdict; and the shrinking of a plan that failed.
+
+Owns: the phases of a run, the carrying out of faults, the result. Must not know: what a rule of the product says.
+
+Phases: the cluster forms; operations under faults; a core is healed and must answer; all is healed and must converge. Then nothing may be
+left open anywhere. Source: reliability reference, 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from zkv.core.topology import ring_of
+from zkv.ids import bucket_of
+from zkv.testing.sim.clients import Done, SimClient
+from zkv.testing.sim.disk import Names
+from zkv.testing.sim.judge import Judge, Violation
+from zkv.testing.sim.plan import Fault, Plan, draw
+from zkv.testing.sim.world import MS, SECOND, SimNode, World
+
+FORM_NS: Final = 20 * SECOND
+WORK_NS: Final = 300 * SECOND
+LIVE_NS: Final = 60 * SECOND
+SHRINK_RUNS: Final = 400
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of one plan. `rule` is empty when every promise held."""
+
+    plan: Plan
+    digest: str = ""
+    rule: str = ""
+    text: str = ""
+    story: list[str] = field(default_factory=list)
+    fired: Counter[str] = field(default_factory=Counter)
+    operations: int = 0
+    events: int = 0
+    virtual_s: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def ok(self) -> bool:
+        return not self.rule
+
+    @property
+    def command(self) -> str:
+        return f"zkv sim --seed {self.plan.seed} --ops {len(self.plan.operations)}"
+
+    def explain(self) -> str:
+        lines = [f"seed {self.plan.seed}: {self.text}", f"reproduce: {self.command}", *self.story]
+        return "\n".join(lines)
+
+
+class Simulation:
+    """`Simulation(seed).run()` runs one seed; `Simulation(plan=...)` runs a plan as it is."""
+
+    def __init__(self, seed: int = 0, *, operations: int = 200, plan: Plan | None = None) -> None:
+        self.plan = draw(seed, operations) if plan is None else plan
+        self.judge = Judge(self.plan)
+        self.world = World(self.plan, self.judge)
+        self.judge.now_ns = lambda: self.world.now_ns
+        self._copies: dict[int, Names] = {}
+        self._dice = random.Random(f"faults {self.plan.seed}")
+        by_client: list[list[Any]] = [[] for _ in range(self.plan.clients)]
+        for operation in self.plan.operations:
+            by_client[operation[0]].append(operation)
+        self.clients = [SimClient(self.world, i, queue, self.judge) for i, queue in enumerate(by_client)]
+        self._outcomes: Counter[str] = Counter()
+
+    def run(self) -> Result:
+        result = Result(self.plan)
+        collecting = gc.isenabled()
+        gc.disable()  # a run is short; what it leaves is collected at once at its end
+        try:
+            self._form()
+            self._work()
+            self._heal()
+            self._converge()
+        except Violation as broken:
+            result.rule, result.text = broken.rule, str(broken)
+            result.story = self.judge.tell_story(broken.key)
+        except AssertionError as broken:
+            result.rule, result.text = "assertion", f"assertion: {broken!r}"
+            result.story = self.judge.tell_story(b"")
+        finally:
+            if collecting:
+                gc.enable()
+        world = self.world
+        result.digest = world.trace.hexdigest()
+        result.fired = world.fired
+        for node in world.nodes:
+            for fault, count in node.files.struck.items():
+                result.fired[f"disk {fault}"] += count
+        result.operations = len(self.plan.operations)
+        result.events = world.events
+        result.virtual_s = world.now_ns / SECOND - 1000
+        return result
+
+    # --- phases ---
+
+    def _demand(self, rule: str, what: str, ns: int, done: Callable[[], bool]) -> None:
+        if not self.world.run(self.world.now_ns + ns, done):
+            raise Violation(rule, f"{what} within {ns // SECOND} s")
+
+    def _form(self) -> None:
+        world = self.world
+        for node in world.nodes:
+            node.start()
+        self._demand("liveness", "the cluster did not form", FORM_NS, lambda: self._settled(world.nodes))
+
+    def _settled(self, nodes: list[SimNode]) -> bool:
+        """All of these serve, are linked and may answer reads."""
+        if self.world.events & 7:
+            return False  # asked after every event; every eighth is often enough
+        return all(
+            n.up
+            and not n.paused
+            and n.view.ring is not None
+            and not n.view.unsynced
+            and len(n.linked) >= len(nodes) - 1
+            for n in nodes
+        )
+
+    def _work(self) -> None:
+        world = self.world
+        world.calm = False
+        start_ns = world.now_ns
+        for fault in self.plan.faults:
+            world.at(start_ns + fault[0] * MS, self._fault, fault)
+        for client in self.clients:
+            world.after(1, client.next)
+        self._demand("outcomes", "a call did not end", WORK_NS, lambda: all(client.finished for client in self.clients))
+
+    def _heal(self) -> None:
+        """A core without one node answers again, where the dead one is not needed to make another whole."""
+        world = self.world
+        world.calm = True
+        world.mend_all()
+        for node in world.nodes:
+            node.files.full = False
+            node.files.armed.clear()
+            node.slow_ns = node.skew_ns = 0
+            node.resume(node.life)
+        spare = self._dice.choice(world.nodes)
+        core = [node for node in world.nodes if node is not spare]
+        if not self._all_whole():
+            return
+        spare.die()
+        for node in core:
+            node.start()
+        self._demand("liveness", "a healed core did not come back", LIVE_NS, lambda: self._settled(core))
+        self._ask_all("liveness", None, only=3)
+
+    def _converge(self) -> None:
+        world = self.world
+        for node in world.nodes:
+            node.start()
+        self._demand(
+            "convergence", "a healed cluster did not become whole", LIVE_NS, lambda: self._settled(world.nodes)
+        )
+        world.run(world.now_ns + 3 * SECOND, lambda: False)  # what is open anywhere ends by its deadline
+        if not self.judge.weak:
+            self._ask_all("convergence", None)
+        first = self._ask_all("convergence", "all")
+        second = self._ask_all("convergence", "all")
+        for key in first:
+            if sorted(first[key].shown[0]) != sorted(second[key].shown[0]):
+                raise Violation("convergence", f"read twice: {first[key].shown[0]}, {second[key].shown[0]}", key)
+            self._judge_final(key, set(second[key].shown[0]))
+        world.run(world.now_ns + 3 * SECOND, lambda: False)
+        self._compare(list(first))
+
+    def _judge_final(self, key: bytes, shown: set[bytes]) -> None:
+        judge = self.judge
+        for write, place in judge._writes.get(key, ()):
+            value = write.values[place]
+            if write.outcomes[place] != "ok" or value is None or judge._excused(write, place):
+                continue
+            if not judge._accounted(key, value, shown):
+                text = f"{value!r} was acknowledged, nothing replaced it, and all that is left is {sorted(shown)}"
+                raise Violation("durability", text, key)
+        for gone, (_, by) in judge._replaced.get(key, {}).items():
+            place = by.keys.index(key)
+            if gone in shown and len(judge._by_value.get(gone, ())) == 1 and not judge._excused(by, place):
+                raise Violation("resurrection", f"{gone!r} was replaced by {by.values[place]!r} and is back", key)
+
+    def _ask_all(self, rule: str, level: int | str | None, only: int = 0) -> dict[bytes, Done]:
+        """Every key that was ever written, read one by one; each read must be answered."""
+        answers: dict[bytes, Done] = {}
+        client = self.clients[0]
+        client._operations.clear()
+        keys = sorted(self.judge._writes)
+        for key in keys[:only] if only else keys:
+            for _ in range(5):
+                ended: list[Done] = []
+                judge_done = self.judge.on_done
+
+                def on_done(done: Done, ended: list[Done] = ended, tell: Callable[[Done], None] = judge_done) -> None:
+                    tell(done)
+                    ended.append(done)
+
+                client._watch = _Hearing(self.judge, on_done)
+                client.submit("get", bucket_of(key), [key], [None], None, [set()], -1, level)
+                self._demand(rule, f"a get of {key!r} did not end", LIVE_NS, lambda ended=ended: bool(ended))  # type: ignore[misc]
+                if ended[0].outcomes == ["ok"]:
+                    break
+            else:
+                raise Violation(rule, f"a healed cluster does not answer: {ended[0].errors}", key)
+            answers[key] = ended[0]
+        client._watch = self.judge
+        return answers
+
+    def _compare(self, keys: list[bytes]) -> None:
+        """Equal sets on all replicas, sound tables, nothing left open."""
+        world = self.world
+        ring = ring_of(world.document)
+        for key in keys:
+            row = ring.row_of(key, 1)
+            sets = [world.by_id[node].table.read([key])[0][0] for node in row.replicas]
+            for other in sets[1:]:
+                if not (other is sets[0] if other is None or sets[0] is None else other.same_as(sets[0])):
+                    raise Violation("convergence", f"replicas differ after reads of all: {sets}", key)
+        for node in world.nodes:
+            node.table.check_invariants()
+            state = node.state
+            left = state.coordinator.open_items, len(state.reads)
+            if any(left) or not node.driver.idle:
+                raise Violation("bounds", f"{node.name} has open items, reads: {left}, idle: {node.driver.idle}")
+            self._replay(node)
+
+    def _replay(self, node: SimNode) -> None:
+        """What a restart would find is what is held."""
+        held = {key: node.table.read([key])[0][0] for key in sorted(self.judge._writes)}
+        node.up = False
+        node.files.kill()
+        node._begin()
+        if node.recovery.corrupt:
+            raise Violation("recovery", f"{node.name}: damage that nobody did: {node.recovery.corrupt}")
+        for key, before in held.items():
+            after = node.table.read([key])[0][0]
+            if not (after is before if after is None or before is None else after.same_as(before)):
+                raise Violation("recovery", f"{node.name} held {before} and recovers {after}", key)
+
+    # --- faults ---
+
+    def _all_whole(self) -> bool:
+        return not any(
+            n.wiped or n.files.full or (n.up and (n.view.ring is None or n.view.unsynced)) for n in self.world.nodes
+        ) and (self.plan.fsync == "group" or all(n.up for n in self.world.nodes))
+
+    def _fault(self, fault: Fault) -> None:
+        """Carry one out; what cannot be at this moment is left out, and not counted."""
+        _, kind, a, b, ms, number = fault
+        world = self.world
+        if world.calm:  # the time of faults is over
+            return
+        node, other = world.nodes[a], world.nodes[b]
+        dice = random.Random(number)
+        ns = ms * MS
+        if not self._carry_out(kind, node, other, ns, dice):
+            return
+        world.fired[kind] += 1
+        world.note(kind, a, b, ms)
+        self.judge.tell(b"", f"fault: {kind} {node.name} {other.name} {ms} ms")
+
+    def _carry_out(self, kind: str, node: SimNode, other: SimNode, ns: int, dice: random.Random) -> bool:
+        world = self.world
+        count = len(world.nodes)
+        everyone = list(range(count))
+        match kind:
+            case "kill" if node.up:
+                node.die()
+                world.after(ns, node.start)
+            case "power" if node.up:
+                self._lose_power(node)
+                world.after(ns, node.start)
+            case "blackout":
+                for each in world.nodes:
+                    self._lose_power(each)
+                    world.after(ns + dice.randrange(200 * MS), each.start)
+            case "pause" if node.up and not node.paused:
+                node.paused = True
+                world.after(ns, node.resume, node.life)
+            case "cut" if node is not other:
+                world.cut([(node.index, other.index)], ns)
+            case "isolate":
+                rest = [i for i in range(count + len(self.clients)) if i != node.index]
+                world.cut([pair for i in rest for pair in ((i, node.index), (node.index, i))], ns)
+            case "halves" | "bridge":
+                dice.shuffle(everyone)
+                middle = everyone.pop() if kind == "bridge" else -1
+                one, two = everyone[: len(everyone) // 2], everyone[len(everyone) // 2 :]
+                world.cut([p for x in one for y in two if middle not in (x, y) for p in ((x, y), (y, x))], ns)
+            case "ring" if count > 3:
+                far = [(i, (i + 2) % count) for i in everyone]
+                world.cut([p for x, y in far for p in ((x, y), (y, x))], ns)
+            case "flap" if node is not other:
+                for i in range(4):
+                    world.after(i * (ns // 4 + 100 * MS), world.cut, [(node.index, other.index)], ns // 8 + 1)
+            case "wipe" if self._all_whole() and not self.judge.losses:
+                node.die()
+                node.files.wipe()
+                node.wiped = True
+                self.judge.lost(node)
+                world.after(ns, self._start_wiped, node)
+            case "clone" if node.up and node.view.ring is not None:
+                self._copies[node.index] = node.files.snapshot()
+            case "restore" if node.index in self._copies and self._all_whole() and not self.judge.losses:
+                node.die()
+                node.files.restore(self._copies[node.index])
+                self.judge.lost(node, unnoticed=True)
+                world.after(ns, node.start)
+            case "full" if self._all_whole():
+                node.files.full = True
+                world.after(ns, setattr, node.files, "full", False)
+            case "short" | "eio" if node.up:
+                node.files.armed.add(kind)
+            case "slow":
+                node.slow_ns = ns
+                world.after(ns, setattr, node, "slow_ns", 0)
+            case "clock":
+                node.skew_ns = dice.choice((-288, -5, 5, 288, 315_360_000)) * SECOND
+            case _:
+                return False
+        return True
+
+    def _start_wiped(self, node: SimNode) -> None:
+        node.wiped = False
+        node.start()
+
+    def _lose_power(self, node: SimNode) -> None:
+        if self.plan.fsync != "group":
+            self.judge.lost(node, unnoticed=True)
+        node.die(power=True)
+
+
+class _Hearing:
+    """The judge, and somebody who waits for the end of one operation."""
+
+    def __init__(self, judge: Judge, on_done: Callable[[Done], None]) -> None:
+        self.on_begin = judge.on_begin
+        self.on_done = on_done
+
+
+# --- shrinking ---
+
+
+def shrink(plan: Plan, rule: str, runs_max: int = SHRINK_RUNS) -> Plan:
+    """Leave out operations and faults while the same rule is still broken: halves first, then smaller pieces."""
+    runs = 0
+
+    def fails(candidate: Plan) -> bool:
+        nonlocal runs
+        runs += 1
+        return Simulation(plan=dataclasses.replace(candidate)).run().rule == rule
+
+    for name in ("faults", "operations"):
+        size = max(1, len(getattr(plan, name)) // 2)
+        while size:
+            at = 0
+            while at < len(getattr(plan, name)) and runs < runs_max:
+                items = getattr(plan, name)
+                candidate = dataclasses.replace(plan, **{name: items[:at] + items[at + size :]})
+                if fails(candidate):
+                    plan = candidate
+                else:
+                    at += size
+            size //= 2
+    return plan
+
+
+def save(plan: Plan, directory: Path, name: str) -> Path:
+    path = directory / f"{name}.json"
+    path.write_text(plan.to_json() + "\n", encoding="utf-8")
+    return path
