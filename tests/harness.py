@@ -58,7 +58,7 @@ class MemoryLog:
         if self.full and not allow_reserve:
             raise DiskFull("no space")
         for count, codec, parts in blocks:
-            assert codec == records.BLOCK_CODEC
+            assert codec in records.BLOCK_CODECS
             self.written_seq += count
             self.bodies.append((self.written_seq, b"".join(parts)))
         return self.written_seq

@@ -225,10 +225,10 @@ class Driver:
     # --- effects ---
 
     def _read(self, read: fx.Read) -> None:
-        sets, seq = self._table.read(read.keys)
+        held, seq = self._table.held(read.keys)
         synced = seq <= self._log.durable_seq
         must_wait = read.synced or (read.durable and self._every_ack_durable)
-        done = ev.ReadDone(read.cause, sets, durable=synced or must_wait)
+        done = ev.ReadDone(read.cause, held, durable=synced or must_wait)
         if must_wait and not synced:
             self._reads_awaiting_sync.append((seq, done))
         else:
@@ -261,7 +261,7 @@ class Driver:
         if isinstance(step, fx.Mint):
             frees_space = not any(v is not None for v in step.values)
         else:
-            frees_space = not any(record.versions.siblings for record in step.block.records)
+            frees_space = step.block.columns is None and not any(r.versions.siblings for r in step.block.records)
         try:
             self._step([step], allow_reserve=frees_space)
         except DiskFull:
@@ -271,7 +271,7 @@ class Driver:
                 statuses = [int(Status.DISK_FULL)] * len(step.keys)
                 self._events.append(ev.Minted(step.cause, RecordBlock([]), self._table.actor, [], statuses))
             else:
-                statuses = [int(Status.DISK_FULL)] * len(step.block.records)
+                statuses = [int(Status.DISK_FULL)] * len(step.block)
                 self._events.append(ev.Joined(step.cause, statuses, []))
 
     def _step(self, steps: list[fx.Mint | fx.Join], *, allow_reserve: bool) -> None:
@@ -282,15 +282,15 @@ class Driver:
             if isinstance(step, fx.Mint):
                 block, counters, statuses = self._table.mint(step)
                 events.append(ev.Minted(step.cause, block, self._table.actor, counters, statuses))
-                to_log: RecordBlock | None = block if block.records else None
+                to_log: RecordBlock | None = block if len(block) else None
                 held.append((step, 0, to_log is not None))
             else:
                 to_log, held_seq, statuses, inexact = self._table.join(step)
                 events.append(ev.Joined(step.cause, statuses, inexact))
                 held.append((step, held_seq, to_log is not None))
             if to_log is not None:
-                blocks.append((len(to_log.records), records.BLOCK_CODEC, records.block_to_log(to_log)))
-                self.counters["puts_logged"] += len(to_log.records)
+                blocks.append((len(to_log), *records.block_to_log(to_log)))
+                self.counters["puts_logged"] += len(to_log)
         seq = self._log.append(blocks, allow_reserve=allow_reserve) if blocks else self._log.written_seq
         self._table.commit(seq)
         self.counters["dot_collisions"] = self._table.collisions

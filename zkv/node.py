@@ -241,7 +241,7 @@ class Node:
         gc.disable()  # nothing of what is built here is garbage
         try:
             for batch in recovery.batches():
-                if batch.codec != records.BLOCK_CODEC:
+                if batch.codec not in records.BLOCK_CODECS:
                     raise ConfigError(
                         f"{recovery.path}: a log batch of unknown kind {batch.codec}: written by a newer version"
                     )

@@ -210,7 +210,7 @@ def absent_is_said_for_all(patch: Patch) -> None:
 
     def on_read(self: Any, event: ReadDone) -> Any:
         if dice.random() < 0.2:
-            event.sets = [None] * len(event.sets)
+            event = ReadDone(event.cause, [None] * len(event.held), event.statuses, event.durable)
         return before(self, event)
 
     patch.setattr(Replica, "on_read", on_read)

@@ -5,7 +5,8 @@ Owns: the byte form of records, contexts and pasts. Must not know: sockets, file
 A block is (meta, values): meta is a msgpack array of records, values the siblings' values joined in order. Values are never re-encoded: what
 a coordinator packs once goes to its own log and to every replica, and a replica logs what it received. A record is
 `[key, row version, fence, request|nil, siblings, past, cloud|nil]`, a sibling `[actor, counter, stamp, expires_ms, checksum, session,
-sequence, voids|nil, value length]`, a past a flat `[actor, n, actor, n, ...]` sorted by actor. docs/wire.md has the picture.
+sequence, voids|nil, value length]`, a past a flat `[actor, n, actor, n, ...]` sorted by actor. docs/wire.md has the picture. Sets that were
+minted together have a second form, as columns (codec/columns).
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from typing import Any, Final
 
 import msgpack
 
+from zkv.codec.columns import COLUMNS_FORM, COUNTER_MAX, RECORDS_MAX, columns_from_tree, columns_to_tree
+from zkv.core.columns import Columns
 from zkv.core.messages import Record, RecordBlock
 from zkv.core.versions import Context, Sibling, VersionSet
 from zkv.errors import ProtocolError
 from zkv.ids import ACTOR_BYTES, BUCKET_BYTES, KEY_BYTES_MAX, Actor, Dot
 
-#: codec id of a log batch whose body is `length of meta (u32, little-endian) | meta | values`
+#: codec ids of a log batch whose body is `length of meta (u32, little-endian) | meta | values`: rows, columns
 BLOCK_CODEC: Final = 1
+COLUMNS_CODEC: Final = 2
+BLOCK_CODECS: Final = frozenset({BLOCK_CODEC, COLUMNS_CODEC})
 #: longest array anywhere in a message: items of a batch, actors and siblings of a set
 ARRAY_MAX: Final = 65_536
-RECORDS_MAX: Final = 16_384
-#: nobody counts so far by honest means, and there is room above it for a store to go on counting
-COUNTER_MAX: Final = 1 << 48
 
 _META_LENGTH = struct.Struct("<I")
 _STORED_KEY_MAX: Final = BUCKET_BYTES + KEY_BYTES_MAX
@@ -129,6 +131,9 @@ def context_from_bytes(data: bytes) -> Context:
 
 def encode_block(block: RecordBlock) -> tuple[bytes, bytes]:
     """(meta, values); made once per block and remembered on it."""
+    if block.encoded is None and block.columns is not None:
+        tree = columns_to_tree(block.columns, flat_past)
+        block.encoded = (pack(tree), b"".join(block.columns.values))
     if block.encoded is None:
         values: list[bytes] = []
         rows: list[Any] = []
@@ -175,6 +180,8 @@ def decode_block(meta: bytes, values: bytes) -> RecordBlock:
     rows = unpack(meta)
     if type(rows) is not list or len(rows) > RECORDS_MAX:
         raise ProtocolError("a block is an array of at most 16,384 records")
+    if rows and type(rows[0]) is int:
+        return RecordBlock(encoded=(meta, values), columns=_columns(rows, values))
     records: list[Record] = []
     end = len(values)
     offset = 0
@@ -234,6 +241,15 @@ def decode_block(meta: bytes, values: bytes) -> RecordBlock:
     return RecordBlock(records, (meta, values))
 
 
+def _columns(tree: list[Any], values: bytes) -> Columns:
+    if tree[0] != COLUMNS_FORM:
+        raise ProtocolError(f"a record block of the unknown form {tree[0]}")
+    try:
+        return columns_from_tree(tree, values, past_from_flat)
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"not columns: {error}") from error
+
+
 def _voids(voids: Any) -> tuple[int, ...]:
     if type(voids) is not list or not all(type(n) is int and n >= 0 for n in voids):
         raise ProtocolError("voids are sequence numbers")
@@ -247,10 +263,11 @@ def _check_set(versions: VersionSet) -> None:
         raise ProtocolError(f"not a version set: {error}") from error
 
 
-def block_to_log(block: RecordBlock) -> list[bytes]:
-    """The parts of a log batch body, codec BLOCK_CODEC."""
+def block_to_log(block: RecordBlock) -> tuple[int, list[bytes]]:
+    """The codec of a log batch, and the parts of its body."""
     meta, values = encode_block(block)
-    return [_META_LENGTH.pack(len(meta)), meta, values]
+    codec = BLOCK_CODEC if block.columns is None else COLUMNS_CODEC
+    return codec, [_META_LENGTH.pack(len(meta)), meta, values]
 
 
 def block_from_log(body: bytes) -> RecordBlock:

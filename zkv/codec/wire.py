@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from zkv.codec import wire_bodies
-from zkv.core.messages import Kind, Message
+from zkv.core.messages import Kind, Message, RecordBlock
 from zkv.errors import ProtocolError, VersionMismatch
 
-WIRE_VERSION: Final = 1
+#: 2 stands on frames that hold columns, which a reader of version 1 does not know; all others are as they were and say so
+WIRE_VERSION: Final = 2
+_VERSIONS: Final = frozenset({1, 2})
 #: 2s magic, u8 version, u8 kind, u16 flags, u8 class, u8 reserved, u64 cluster, u64 session, u64 sequence, u32 remaining ms, u32 count,
 #: u32 body bytes, u32 values bytes
 HEADER: Final = struct.Struct("<2sBBHBBQQQIIII")
@@ -69,9 +71,10 @@ def encode(message: Message, *, cluster: int = 0, now_ns: int = 0) -> list[bytes
         remaining_ms = max(1, min(REMAINING_MS_MAX, (deadline_ns - now_ns) // 1_000_000))
     if len(body) > BODY_BYTES_MAX or len(values) > VALUES_BYTES_MAX:
         raise ProtocolError(f"a message of {len(body)} + {len(values)} bytes is over the limit")
+    block: RecordBlock | None = getattr(message, "block", None)
     header = HEADER.pack(
         MAGIC,
-        WIRE_VERSION,
+        1 if block is None or block.columns is None else 2,
         message.kind,
         0,
         0,
@@ -111,8 +114,8 @@ def decode_header(frames: Sequence[bytes]) -> Header:
     ) = HEADER.unpack_from(frames[0])
     if magic != MAGIC:
         raise ProtocolError("not a zkv frame")
-    if version != WIRE_VERSION:
-        raise VersionMismatch(f"wire version {version} here, this build speaks {WIRE_VERSION}")
+    if version not in _VERSIONS:
+        raise VersionMismatch(f"wire version {version} here, this build speaks 1 to {WIRE_VERSION}")
     if flags:
         raise VersionMismatch(f"unknown header flags {flags:#x}")
     known = _KINDS.get(kind)

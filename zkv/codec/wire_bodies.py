@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from zkv.codec.columns import COUNTER_MAX
 from zkv.codec.records import (
-    COUNTER_MAX,
     context_from_tree,
     context_to_tree,
     decode_block,
@@ -443,13 +443,13 @@ def _peer_hello_ack_in(session: int, sequence: int, count: int, tree: Any, value
 
 def _replica_put_out(x: m.ReplicaPut) -> Parts:
     meta, values = encode_block(x.block)
-    return 0, x.group, len(x.block.records), [x.durable, meta], values
+    return 0, x.group, len(x.block), [x.durable, meta], values
 
 
 def _replica_put_in(session: int, sequence: int, count: int, tree: Any, values: bytes) -> m.ReplicaPut:
     durable, meta = tree
     block = decode_block(_typed(meta, bytes, "meta"), values)
-    if len(block.records) != count:
+    if len(block) != count:
         raise ProtocolError("the header's count is not the number of records")
     return m.ReplicaPut(sequence, block, _typed(durable, bool, "durable"))
 
@@ -518,7 +518,7 @@ def _pull_in(session: int, sequence: int, count: int, tree: Any, values: bytes) 
 
 def _pull_reply_out(x: m.PullReply) -> Parts:
     meta, values = encode_block(x.block)
-    return 0, x.group, len(x.block.records), [x.store, meta, x.partition, x.after, x.done], values
+    return 0, x.group, len(x.block), [x.store, meta, x.partition, x.after, x.done], values
 
 
 def _pull_reply_in(session: int, sequence: int, count: int, tree: Any, values: bytes) -> m.PullReply:

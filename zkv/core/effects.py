@@ -5,7 +5,7 @@ Owns: the outputs of `NodeState.handle`. Must not know: how an order is carried 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from zkv.core.events import Route
 from zkv.core.messages import ClientReply, Heartbeat, PeerReply, PeerRequest, RecordBlock
@@ -17,23 +17,25 @@ from zkv.ids import NodeId, RequestId
 class Mint:
     """Read, merge, mint and log these items as one step. Answered by Minted, then Persisted. One row per item in every column.
 
-    covered[i]       what item i replaces; with replace_held[i] all that is held, and what this base covers
+    replace_held     all that is held is replaced, besides what `covered` says
+    covered[i]       what item i replaces; None = nothing further
     values[i]        None = delete
-    requests[i]      the client's request and the item's number in it
+    segments         the clients' requests that the items come from, in order, each with the numbers of its items
+    expires_ms, voids   None = nothing expires, nothing is voided
     """
 
     cause: int
     durable: bool
-    keys: list[bytes] = field(default_factory=list)
-    row_versions: list[int] = field(default_factory=list)
-    fences: list[int] = field(default_factory=list)
-    covered: list[Base] = field(default_factory=list)
-    replace_held: list[bool] = field(default_factory=list)
-    values: list[bytes | None] = field(default_factory=list)
-    checksums: list[int] = field(default_factory=list)
-    expires_ms: list[int] = field(default_factory=list)
-    voids: list[tuple[int, ...]] = field(default_factory=list)
-    requests: list[tuple[RequestId, int]] = field(default_factory=list)
+    keys: list[bytes]
+    values: list[bytes | None]
+    checksums: list[int]
+    segments: list[tuple[RequestId, list[int]]]
+    replace_held: bool
+    covered: list[Base] | None
+    expires_ms: list[int] | None
+    voids: list[tuple[int, ...]] | None
+    row_versions: list[int]
+    fences: list[int]
     stamp: int = 0
 
 

@@ -5,8 +5,10 @@ Owns: the inputs of `NodeState.handle`. Must not know: how an event came about.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from zkv.core.columns import Held, versions_of
 from zkv.core.messages import ClientRequest, PeerReply, PeerRequest, RecordBlock
 from zkv.core.topology import TopologyDocument
 from zkv.core.versions import VersionSet
@@ -66,14 +68,28 @@ class Persisted:
     durable: bool
 
 
-@dataclass(slots=True)
 class ReadDone:
-    """Our own copies, one per key asked for, None where nothing is held. statuses None = all OK. durable: all of them are synced."""
+    """Our own copies, one per key asked for, None where nothing is held. statuses None = all OK. durable: all of them are synced.
 
-    cause: int
-    sets: list[VersionSet | None]
-    statuses: list[int] | None = None
-    durable: bool = False
+    `held` is how the table has them, `sets` the same as sets of their own.
+    """
+
+    __slots__ = ("_sets", "cause", "durable", "held", "statuses")
+
+    def __init__(
+        self, cause: int, held: Sequence[Held | None], statuses: list[int] | None = None, durable: bool = False
+    ) -> None:
+        self.cause = cause
+        self.held = held
+        self.statuses = statuses
+        self.durable = durable
+        self._sets: list[VersionSet | None] | None = None
+
+    @property
+    def sets(self) -> list[VersionSet | None]:
+        if self._sets is None:
+            self._sets = [versions_of(held) for held in self.held]
+        return self._sets
 
 
 @dataclass(slots=True)

@@ -224,7 +224,7 @@ class Inspect:
     def on_reply(self, node: NodeId, reply: m.ReplicaGetReply) -> list[Effect]:
         if reply.statuses:
             return self._take(reply.group, node, {"refused": Status(reply.statuses[0]).name.lower()})
-        versions = None if reply.absent or not reply.block.records else reply.block.records[0].versions
+        versions = None if reply.absent or not len(reply.block) else reply.block.records[0].versions
         return self._take(reply.group, node, self._versions(versions))
 
     def _versions(self, versions: VersionSet | None) -> dict[str, object]:

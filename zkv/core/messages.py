@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import ClassVar
 
+from zkv.core.columns import Columns
 from zkv.core.versions import Base, Context, VersionSet
 from zkv.ids import NodeId, RequestId
 
@@ -265,13 +266,45 @@ class Record:
 
 
 class RecordBlock:
-    """Records that travel and are logged together. `encoded` is the codec's cache: (meta, values), made once, used for log and all peers."""
+    """Records that travel and are logged together, as rows or, where a batch of plain puts made them, as columns.
 
-    __slots__ = ("encoded", "records")
+    encoded is the codec's cache: (meta, values), made once, used for log and all peers. The rows of columns are only built when somebody asks.
+    """
 
-    def __init__(self, records: list[Record], encoded: tuple[bytes, bytes] | None = None) -> None:
-        self.records = records
+    __slots__ = ("_records", "columns", "encoded")
+
+    def __init__(
+        self,
+        records: list[Record] | None = None,
+        encoded: tuple[bytes, bytes] | None = None,
+        columns: Columns | None = None,
+    ) -> None:
+        self._records = records
+        self.columns = columns
         self.encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self.records if self.columns is None else self.columns)
+
+    @property
+    def records(self) -> list[Record]:
+        if self._records is None:
+            columns = self.columns
+            self._records = [] if columns is None else [_record(columns, i) for i in range(len(columns))]
+        return self._records
+
+    @property
+    def keys(self) -> list[bytes]:
+        return [r.key for r in self.records] if self.columns is None else self.columns.keys
+
+    @property
+    def row_versions(self) -> list[int]:
+        return [r.row_version for r in self.records] if self.columns is None else self.columns.row_versions
+
+
+def _record(columns: Columns, i: int) -> Record:
+    request = (*columns.request(i), columns.counters[i])
+    return Record(columns.keys[i], columns.row_versions[i], columns.fences[i], request, columns.versions(i))
 
 
 @dataclass(slots=True)

@@ -10,11 +10,12 @@ Source: 30-replication, requests; Dynamo (2007) section 4.5; counterexample 13.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from heapq import heappop, heappush
 from typing import Final
 
+from zkv.core.columns import Held
 from zkv.core.effects import Effect, Join, Note, Read, Send
 from zkv.core.events import Joined, ReadDone
 from zkv.core.messages import Record, RecordBlock, ReplicaGet, ReplicaGetReply, ReplicaPut, ReplicaPutAck, Status
@@ -165,6 +166,10 @@ class Reads:
             return []
         if event.statuses is not None and any(event.statuses):
             return self.on_no_answer(self._view.node, event.cause)
+        alone = group.requirement.count == 1 and group.agree <= 1 and not group.answers
+        if alone and group.state is ReadState.ASKING and group.requirement.votes((self._view.node,)) == 1:
+            self._settle(group, event.held)  # nothing to join with: as it is held
+            return []
         return self._on_answer(group, self._view.node, event.sets)
 
     def on_reply(self, node: NodeId, reply: ReplicaGetReply) -> list[Effect]:
@@ -176,7 +181,7 @@ class Reads:
                 return self._halve(group)
             return self.on_no_answer(node, reply.group)
         absent = set(reply.absent)
-        if len(reply.block.records) + len(absent) != len(group.rows):
+        if len(reply.block) + len(absent) != len(group.rows):
             return self.on_no_answer(node, reply.group)
         records = iter(reply.block.records)
         return self._on_answer(
@@ -369,7 +374,7 @@ class Reads:
 
     # --- endings ---
 
-    def _settle(self, group: ReadGroup, sets: list[VersionSet | None]) -> None:
+    def _settle(self, group: ReadGroup, sets: Sequence[Held | None]) -> None:
         group.state = ReadState.SETTLED
         start = 0
         for open_get, items in group.segments:

@@ -38,19 +38,19 @@ class Replica:
     # --- take ---
 
     def on_put(self, route: Route, put: ReplicaPut) -> list[Effect]:
-        records = put.block.records
+        block = put.block
         status = self._refusal(put.deadline_ns)
         if status is not None:
-            return [self._ack(route, put, durable=False, statuses=[status] * len(records))]
-        bad = self._foreign_items([r.key for r in records], [r.row_version for r in records])
+            return [self._ack(route, put, durable=False, statuses=[status] * len(block))]
+        bad = self._foreign_items(block.keys, block.row_versions)
         cause = self._view.number(Owner.REPLICA)
         if not bad:
             self._puts[cause] = (route, put, None, None)
-            return [Join(cause, put.block, put.durable)]
+            return [Join(cause, block, put.durable)]
         self.refused += len(bad)
         refused = dict(bad)
-        good = [r for i, r in enumerate(records) if i not in refused]
-        statuses = [refused.get(i, int(Status.OK)) for i in range(len(records))]
+        good = [r for i, r in enumerate(block.records) if i not in refused]
+        statuses = [refused.get(i, int(Status.OK)) for i in range(len(block))]
         if not good:
             return [self._ack(route, put, durable=False, statuses=statuses)]
         self._puts[cause] = (route, put, None, statuses)

@@ -5,12 +5,14 @@ Owns: which items are settled and with what, and the reply made of that. Must no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from zkv.core import messages as m
+from zkv.core.columns import Held, versions_of
 from zkv.core.events import Route
 from zkv.core.messages import Status
-from zkv.core.versions import Context, Sibling, VersionSet, visible
+from zkv.core.versions import Context, Sibling, visible
 from zkv.ids import Actor
 
 #: not settled yet; never leaves this module
@@ -166,20 +168,22 @@ class OpenGet(_Open):
         self.message = message
         super().__init__(n)
         self._done = done
-        self._sets: list[VersionSet | None] = [None] * n
+        self._sets: Sequence[Held | None] = [None] * n
 
-    def settle_ok(self, items: list[int], sets: list[VersionSet | None]) -> None:
+    def settle_ok(self, items: list[int], sets: Sequence[Held | None]) -> None:
         if self._left == len(self._sets) == len(items):
             self._sets = sets
             self._statuses = [Status.OK] * len(sets)
             self._left = 0
             self._finish()
             return
-        for item, versions in zip(items, sets, strict=True):
+        found = list(self._sets)
+        for item, held in zip(items, sets, strict=True):
             if self._statuses[item] == _OPEN:
                 self._statuses[item] = Status.OK
-                self._sets[item] = versions
+                found[item] = held
                 self._left -= 1
+        self._sets = found
         self._finish()
 
     def _tell(self) -> None:
@@ -194,12 +198,17 @@ class OpenGet(_Open):
         values: list[bytes] = []
         heads = self.message.heads
         plain = True
-        for versions in self._sets:
-            if versions is not None and len(versions.siblings) == 1 and not versions.siblings[0].expires_ms:
-                shown: tuple[Sibling, ...] = versions.siblings
-            else:
-                shown = visible(versions, wall_ms)
-                plain = plain and len(shown) == 1
+        for held in self._sets:
+            if type(held) is tuple and not held[0].expires_ms:
+                columns, i = held
+                counts.append(1)
+                checksums.append(columns.checksums[i])
+                expires.append(0)
+                stamps.append(columns.stamp)
+                values.append(b"" if heads else columns.values[i])
+                continue
+            shown: tuple[Sibling, ...] = visible(versions_of(held), wall_ms)
+            plain = plain and len(shown) == 1
             counts.append(len(shown))
             for s in shown:
                 checksums.append(s.checksum)
@@ -208,7 +217,7 @@ class OpenGet(_Open):
                 values.append(b"" if heads else s.value)
         contexts: list[Context | None] | None = None
         if self.message.want_context:
-            contexts = [None if versions is None else versions.context for versions in self._sets]
+            contexts = [None if versions is None else versions.context for versions in map(versions_of, self._sets)]
         return m.GetReply(
             self.message.request,
             None if self._required is None else self._statuses,

@@ -92,9 +92,9 @@ class Resync:
         if source is None or source.group != reply.group or source.done or reply.group in self._joining:
             return []
         self._joining[reply.group] = (node, reply)
-        if not reply.block.records:
+        if not len(reply.block):
             return self._page_joined(reply.group)
-        self.records += len(reply.block.records)
+        self.records += len(reply.block)
         return [Join(reply.group, reply.block, durable=True)]
 
     def on_joined(self, event: Joined) -> list[Effect]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from enum import Enum, auto
 from heapq import heappop, heappush
-from itertools import repeat
 from typing import Final
 
 from zkv.core.effects import Effect, Mint, Read, Send
@@ -118,7 +117,7 @@ class WriteGroup:
         self.rows: list[Row] = []
         self.outcomes: list[Outcome] = []  # of repeated requests, one per segment
         self.covered: list[Context] = []  # READ_FIRST: the join of the pasts read so far
-        self.stated: list[Base] = []  # what each item was told to replace
+        self.stated: list[Base] = []  # what each item was told to replace; empty = nothing, for all
         self.pasts: dict[NodeId, list[Context]] = {}
         self.pasts_needed = 1  # READ_FIRST: the bucket's R
         self.refused: dict[NodeId, frozenset[int]] = {}  # node -> positions in `live` it refused
@@ -210,7 +209,7 @@ class Writes:
         ):
             return []
         absent = set(reply.absent)
-        if len(reply.block.records) + len(absent) != len(group.rows):
+        if len(reply.block) + len(absent) != len(group.rows):
             return []
         records = iter(reply.block.records)
         group.pasts[node] = [EMPTY if i in absent else next(records).versions.context for i in range(len(group.rows))]
@@ -231,11 +230,25 @@ class Writes:
 
     def _mint(self, group: WriteGroup) -> list[Effect]:
         group.become(State.MINTING)
-        mint = Mint(group.number, group.durable)
-        held = group.manner is Manner.HELD
+        mint = Mint(
+            group.number,
+            group.durable,
+            keys=[],
+            values=[],
+            checksums=[],
+            segments=[],
+            replace_held=group.manner is Manner.HELD,
+            covered=self._covered(group),
+            expires_ms=None,
+            voids=None,
+            row_versions=[row.version for row in group.rows],
+            fences=[row.fence for row in group.rows],
+            stamp=self._view.clock.stamp(self._view.wall_ms),
+        )
         for open_put, items in group.segments:
             message = open_put.message
             count = len(items)
+            before = len(mint.keys)
             if count == len(message.keys):  # all of it, in order: columns go on as they came
                 keys, values, checksums = message.keys, message.values, message.checksums
                 expires, voids, numbers = message.expires_ms, message.voids, message.items or items
@@ -248,25 +261,33 @@ class Writes:
             mint.keys += keys
             mint.values += values
             mint.checksums += checksums
-            mint.expires_ms += expires or [0] * count
-            mint.voids += [given_up or () for given_up in voids] if voids else [()] * count
-            mint.requests += zip(repeat(message.request, count), numbers, strict=True)
-            read = group.covered[len(mint.covered) : len(mint.covered) + count]
+            mint.segments.append((message.request, numbers))
+            if expires is not None or mint.expires_ms is not None:
+                mint.expires_ms = (mint.expires_ms or [0] * before) + (expires or [0] * count)
+            if voids is not None or mint.voids is not None:
+                said = [given_up or () for given_up in voids] if voids else [()] * count
+                mint.voids = (mint.voids or [()] * before) + said
+        return [mint]
+
+    def _covered(self, group: WriteGroup) -> list[Base] | None:
+        """What each item replaces: the pasts read, what its author states, or both. None: nothing is stated of any."""
+        if not group.covered and not any(p.message.contexts or p.message.bases for p, _ in group.segments):
+            return None
+        covered: list[Base] = []
+        for open_put, items in group.segments:
+            message = open_put.message
+            read = group.covered[len(covered) : len(covered) + len(items)]
             if not read:
-                mint.covered += _stated(message.contexts, message.bases, items)
+                covered += _stated(message.contexts, message.bases, items)
             elif message.bases:
                 bases = [context_of_base(message.bases[i]) for i in items]
-                mint.covered += [
+                covered += [
                     mine if base is EMPTY else mine.joined(base) for mine, base in zip(read, bases, strict=True)
                 ]
             else:
-                mint.covered += read
-        mint.replace_held = [held] * len(mint.keys)
-        mint.row_versions = [row.version for row in group.rows]
-        mint.fences = [row.fence for row in group.rows]
-        mint.stamp = self._view.clock.stamp(self._view.wall_ms)
-        group.stated = mint.covered
-        return [mint]
+                covered += read
+        group.stated = covered
+        return covered
 
     def on_minted(self, event: Minted) -> list[Effect]:
         group = self._groups[event.cause]
@@ -307,7 +328,6 @@ class Writes:
                 for i in group.live
             ]
         )
-        group.stated = [EMPTY] * len(keys)
         effects = self._replicate(group)
         return effects + self.on_vote(group.number, self._view.node, durable=event.durable)
 
@@ -411,9 +431,9 @@ class Writes:
             if group.manner is not Manner.REPEATED and len(versions.siblings) == own:
                 contexts.append(versions.context)
             elif counter:
-                contexts.append(context_of_base(group.stated[position]).with_dot((actor, counter)))
+                contexts.append(_stated_context(group, position).with_dot((actor, counter)))
             else:
-                contexts.append(context_of_base(group.stated[position]))
+                contexts.append(_stated_context(group, position))
         return contexts
 
     # --- endings ---
@@ -496,6 +516,10 @@ class Writes:
 def _failure_before_mint(group: WriteGroup) -> Status:
     """What became of a group that minted nothing: failed, unless an earlier try of the same requests had minted."""
     return Status.QUORUM_NOT_MET if group.manner is Manner.REPEATED else Status.UNAVAILABLE
+
+
+def _stated_context(group: WriteGroup, position: int) -> Context:
+    return context_of_base(group.stated[position]) if group.stated else EMPTY
 
 
 def _stated(contexts: list[Context | None] | None, bases: list[Base | None] | None, items: list[int]) -> list[Base]:

@@ -5,6 +5,7 @@ Must not know: files, quorums, peers. The one storage module that knows versions
 
 A log record is the whole set of its key after a step, so the last record of a key is its state and recovery is assignment in log order.
 A step (all mints and joins of one turn) is applied first and logged at once; if the log refuses it, `roll_back` leaves no trace of it.
+A batch of plain puts is minted, joined and held as columns; whatever does not fit them goes record by record.
 This table is in memory; sealed segments will stand behind it. Source: 50-storage; 30-replication, versions.
 """
 
@@ -14,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Final
 
+from zkv.core.columns import Columns, Held, overwriting, replaces_all, versions_of
 from zkv.core.effects import Join, Mint
 from zkv.core.messages import Record, RecordBlock, Status
 from zkv.core.request_memory import Outcome, RequestMemory
@@ -30,14 +32,14 @@ MINT_BYTES_MAX: Final = 32 * 1024 * 1024
 class RecordTable:
     def __init__(self, open_id: bytes, memory: RequestMemory, partition_of: Callable[[bytes], int]) -> None:
         """partition_of: how keys fall into partitions."""
-        self._sets: dict[bytes, VersionSet] = {}
+        self._sets: dict[bytes, Held] = {}
         self._memory = memory
         self._open_id = open_id
         self._birth = 1
         self.actor: Actor = actor_of(open_id, self._birth)
-        #: what the step replaced, and what it installed
-        self._undo: list[tuple[bytes, VersionSet | None]] = []
-        self._fresh: list[VersionSet] = []
+        #: keys and what the step replaced there, and what it installed
+        self._undo: list[tuple[list[bytes], list[Held | None]]] = []
+        self._fresh: list[VersionSet | Columns] = []
         #: (request, items) that the step added to the memory
         self._noted: list[tuple[RequestId, list[int]]] = []
         #: partition -> its keys, without the new ones that nobody has asked for yet: these are in `_unplaced`
@@ -54,45 +56,80 @@ class RecordTable:
 
     def load(self, block: RecordBlock) -> None:
         """Records as the log has them, in log order: later ones replace earlier ones."""
+        if block.columns is not None:
+            self._install_columns(block.columns, list(map(self._sets.get, block.columns.keys)))
+            self.commit(0)
+            return
         sets = self._sets
         for record in block.records:
             if record.versions.past or record.versions.cloud:
-                if record.key not in sets:
-                    self._unplaced.append(record.key)
-                sets[record.key] = record.versions
+                self._install(record.key, sets.get(record.key), record.versions)
         self._note_all(block.records)
-        self._noted.clear()
+        self.commit(0)
 
     # --- a step ---
 
     def mint(self, mint: Mint) -> tuple[RecordBlock, list[int], list[int] | None]:
         """Carry out puts and deletes: the records to log and send, the counter of each, a status per item or None if all went well."""
+        columns = self._mint_columns(mint)
+        if columns is not None:
+            return RecordBlock(columns=columns), columns.counters, None
+        return self._mint_rows(mint)
+
+    def _mint_columns(self, mint: Mint) -> Columns | None:
+        """The usual batch: new puts of distinct keys that replace what is held. None: something about it is not usual."""
+        if not mint.replace_held or None in mint.values or len(set(mint.keys)) < len(mint.keys):
+            return None
+        if any(self._memory.recall(request) is not None for request, _ in mint.segments):
+            return None
+        held = list(map(self._sets.get, mint.keys))
+        following = overwriting(held, self.actor, mint.covered)
+        if following is None:
+            return None
+        columns = Columns(
+            mint.keys,
+            self.actor,
+            following[0],
+            mint.stamp,
+            mint.values,  # type: ignore[arg-type]  # none of them is None
+            mint.checksums,
+            [(session, sequence, items) for (session, sequence), items in mint.segments],
+            mint.row_versions,
+            mint.fences,
+            mint.expires_ms,
+            None if mint.voids is None else {i: voids for i, voids in enumerate(mint.voids) if voids},
+            following[1],
+        )
+        self._install_columns(columns, held)
+        return columns
+
+    def _mint_rows(self, mint: Mint) -> tuple[RecordBlock, list[int], list[int] | None]:
         records: list[Record] = []
         counters: list[int] = []
         failed: dict[int, int] = {}
         sets, actor, stamp = self._sets, self.actor, mint.stamp
-        undo, fresh = self._undo, self._fresh
         request: RequestId | None = None
         known: Outcome | None = None
         minted: list[int] = []
         size = 0
+        n = len(mint.keys)
+        replace = mint.replace_held
         columns = zip(
             mint.keys,
-            mint.requests,
+            [(request, item) for request, items in mint.segments for item in items],
             mint.values,
-            mint.covered,
-            mint.replace_held,
+            mint.covered or [EMPTY] * n,
             mint.checksums,
-            mint.expires_ms,
-            mint.voids,
+            mint.expires_ms or [0] * n,
+            mint.voids or [()] * n,
             mint.row_versions,
             mint.fences,
             strict=True,
         )
-        for key, (asked, item), value, covered, replace, checksum, expires_ms, voids, version, fence in columns:
+        for key, (asked, item), value, covered, checksum, expires_ms, voids, version, fence in columns:
             if asked != request:
                 if minted:
-                    self._note_minted(request, minted, counters)  # type: ignore[arg-type]
+                    self._note_run(request, minted, actor, counters[-len(minted) :])  # type: ignore[arg-type]
                 request, minted = asked, []
                 session, sequence = asked
                 known = self._memory.recall(asked)
@@ -100,7 +137,8 @@ class RecordTable:
                 # another try of it was carried out while this one waited for its pasts: what became of it is that one's to say
                 failed[len(records) + len(failed)] = Status.QUORUM_NOT_MET
                 continue
-            current = sets.get(key)
+            before = sets.get(key)
+            current = versions_of(before)
             if covered is not EMPTY and replace:
                 covered = context_of_base(covered, current)
             if replace and value is not None and covered is EMPTY and (current is None or not current.cloud):
@@ -131,24 +169,14 @@ class RecordTable:
                     failed[len(records) + len(failed)] = Status.OVERLOADED
                     continue
             if versions.past or versions.cloud:
-                undo.append((key, current))
-                fresh.append(versions)
-                versions.log_seq = UNLOGGED
-                sets[key] = versions
-                if current is None:
-                    self._unplaced.append(key)
+                self._install(key, before, versions)
             records.append(Record(key, version, fence, (session, sequence, item, counter), versions))
             counters.append(counter)
             minted.append(item)
         if minted:
-            self._note_minted(request, minted, counters)  # type: ignore[arg-type]
+            self._note_run(request, minted, actor, counters[-len(minted) :])  # type: ignore[arg-type]
         statuses = [failed.get(i, int(Status.OK)) for i in range(len(mint.keys))] if failed else None
         return RecordBlock(records), counters, statuses
-
-    def _note_minted(self, request: RequestId, items: list[int], counters: list[int]) -> None:
-        """These items of a request were minted; their counters are the last of `counters`."""
-        added = self._memory.outcome(request).add_run(items, self.actor, counters[-len(items) :])
-        self._noted.append((request, added))
 
     def join(self, join: Join) -> tuple[RecordBlock | None, int, list[int] | None, list[int]]:
         """Join sets with ours: (what must be logged or None, the log position that holds the rest, statuses, inexact items).
@@ -161,10 +189,17 @@ class RecordTable:
         inexact: list[int] = []
         failed: dict[int, int] = {}
         sets = self._sets
+        if join.block.columns is not None:
+            columns = join.block.columns
+            held = list(map(sets.get, columns.keys))
+            if replaces_all(columns, held):
+                self._install_columns(columns, held)
+                return join.block, 0, None, []
         records = join.block.records
         for i, record in enumerate(records):
             theirs = record.versions
-            mine = sets.get(record.key)
+            before = sets.get(record.key)
+            mine = versions_of(before)
             if mine is None:
                 joined = theirs
                 if not theirs.past and not theirs.cloud:
@@ -186,7 +221,7 @@ class RecordTable:
                         held_seq = max(held_seq, mine.log_seq)
                         continue
                     record = Record(record.key, record.row_version, record.fence, record.request, joined)
-            self._install(record.key, mine, joined)
+            self._install(record.key, before, joined)
             changed.append(record)
         self._note_all(changed)
         statuses = [failed.get(i, int(Status.OK)) for i in range(len(records))] if failed else None
@@ -195,17 +230,41 @@ class RecordTable:
 
     def commit(self, log_seq: int) -> None:
         """The step since the last commit is logged at `log_seq` (its last record)."""
-        for versions in self._fresh:
-            versions.log_seq = log_seq
+        for installed in self._fresh:
+            installed.log_seq = log_seq
+        left: dict[int, Columns] = {}
+        for _, replaced in self._undo:
+            for before in replaced:
+                if type(before) is tuple:
+                    columns = before[0]
+                    columns.live -= 1
+                    left[id(columns)] = columns
         self._forget_step()
+        for columns in left.values():
+            if columns.live * 2 < len(columns):
+                self._slim(columns)
+
+    def _slim(self, columns: Columns) -> None:
+        """What is still held of columns goes on in its own, so that the values of the rest are given up."""
+        sets = self._sets
+        alive = []
+        for i, key in enumerate(columns.keys):
+            held = sets.get(key)
+            if type(held) is tuple and held[0] is columns:
+                alive.append(i)
+        columns.live = 0
+        if alive:
+            picked = columns.pick(alive)
+            sets.update(zip(picked.keys, picked.places(), strict=True))
 
     def roll_back(self) -> None:
         """The log refused the step: hold what was held before. Dots it minted are never used again."""
-        for key, before in reversed(self._undo):
-            if before is None:
-                self._sets.pop(key, None)
-            else:
-                self._sets[key] = before
+        for keys, replaced in reversed(self._undo):
+            for key, before in zip(reversed(keys), reversed(replaced), strict=True):
+                if before is None:
+                    self._sets.pop(key, None)
+                else:
+                    self._sets[key] = before
         if self._undo:
             self._birth += 1
             self.actor = actor_of(self._open_id, self._birth)
@@ -219,13 +278,33 @@ class RecordTable:
         self._fresh.clear()
         self._noted.clear()
 
-    def _install(self, key: bytes, before: VersionSet | None, versions: VersionSet) -> None:
-        self._undo.append((key, before))
+    def _install(self, key: bytes, before: Held | None, versions: VersionSet) -> None:
+        self._undo.append(([key], [before]))
         self._fresh.append(versions)
         versions.log_seq = UNLOGGED
         self._sets[key] = versions
         if before is None:
             self._unplaced.append(key)
+
+    def _install_columns(self, columns: Columns, held: list[Held | None]) -> None:
+        """Columns in the place of what is held of their keys, and what else they tell."""
+        keys = columns.keys
+        self._undo.append((keys, held))
+        self._fresh.append(columns)
+        columns.log_seq = UNLOGGED
+        self._sets.update(zip(keys, columns.places(), strict=True))
+        if None in held:
+            self._unplaced += keys if not any(held) else [k for k, h in zip(keys, held, strict=True) if h is None]
+        start = 0
+        for session, sequence, items in columns.runs:
+            end = start + len(items)
+            self._note_run((session, sequence), items, columns.actor, columns.counters[start:end])
+            start = end
+        self.stamp_high = max(self.stamp_high, columns.stamp)
+
+    def _note_run(self, request: RequestId, items: list[int], actor: Actor, counters: list[int]) -> None:
+        """These items of a request are carried out, with these counters."""
+        self._noted.append((request, self._memory.outcome(request).add_run(items, actor, counters)))
 
     def _note_all(self, records: list[Record]) -> None:
         """What else records tell: the requests they were minted by (neighbours mostly share one) and the highest stamp.
@@ -261,10 +340,16 @@ class RecordTable:
 
     # --- reading ---
 
+    def held(self, keys: list[bytes]) -> tuple[list[Held | None], int]:
+        """What is held of each key, and the log position that must be durable before strict readers may see it."""
+        held = list(map(self._sets.get, keys))
+        seqs = [h[0].log_seq if type(h) is tuple else h.log_seq for h in held if h is not None]  # type: ignore[union-attr]
+        return held, max(seqs, default=0)
+
     def read(self, keys: list[bytes]) -> tuple[list[VersionSet | None], int]:
-        """The set of each key, and the log position that must be durable before strict readers may see them."""
-        sets = list(map(self._sets.get, keys))
-        return sets, max([s.log_seq for s in sets if s is not None], default=0)
+        """`held`, as sets of their own."""
+        held, seq = self.held(keys)
+        return [versions_of(h) for h in held], seq
 
     def scan(self, bucket_id: int, partition: int, after: bytes, limit: int) -> tuple[list[bytes], bool]:
         """At most `limit` stored keys of a bucket in a partition, in order, above `after`; and whether more follow.
@@ -273,9 +358,13 @@ class RecordTable:
         """
         self._place()
         prefix = bucket_prefix(bucket_id)
-        keys = sorted(k for k in self._partitions.get(partition, ()) if k.startswith(prefix) and self._sets[k].siblings)
+        keys = sorted(k for k in self._partitions.get(partition, ()) if k.startswith(prefix) and self._is_alive(k))
         start = bisect_right(keys, after) if after else 0
         return keys[start : start + limit], start + limit < len(keys)
+
+    def _is_alive(self, key: bytes) -> bool:
+        held = self._sets[key]
+        return type(held) is tuple or bool(held.siblings)  # type: ignore[union-attr]
 
     def page(
         self, partitions: list[int], after: bytes, bytes_max: int
@@ -294,7 +383,8 @@ class RecordTable:
             for key in held[start:]:
                 if size >= bytes_max:
                     return keys, sets, partition, keys[-1] if keys[-1] in self._partitions[partition] else b"", False
-                versions = self._sets[key]
+                versions = versions_of(self._sets[key])
+                assert versions is not None, "placed keys are held"
                 keys.append(key)
                 sets.append(versions)
                 size += len(key) + 64 + sum(len(s.value) for s in versions.siblings)
@@ -308,7 +398,17 @@ class RecordTable:
         self._unplaced.clear()
 
     def check_invariants(self) -> None:
-        for versions in self._sets.values():
+        live: dict[int, tuple[Columns, int]] = {}
+        for key, held in self._sets.items():
+            if type(held) is tuple:
+                columns, i = held
+                assert columns.keys[i] == key
+                live[id(columns)] = (columns, live.get(id(columns), (columns, 0))[1] + 1)
+            versions = versions_of(held)
+            assert versions is not None
             versions.check_invariants()
+        for columns, count in live.values():
+            columns.check_invariants()
+            assert columns.live == count, f"{columns} is held at {count} places"
         self._place()
         assert sum(len(keys) for keys in self._partitions.values()) == len(self._sets)

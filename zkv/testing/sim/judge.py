@@ -110,9 +110,9 @@ class Judge:
         self, node: SimNode, order: Mint, i: int, held: VersionSet | None, earlier: list[Dot], counter: int
     ) -> _Minted:
         key, value = order.keys[i], order.values[i]
-        covered = context_of_base(order.covered[i])
+        covered = context_of_base(order.covered[i] if order.covered else None)
         dots: frozenset[Dot] = frozenset()
-        if order.replace_held[i]:
+        if order.replace_held:
             dots = frozenset([*earlier, *(s.dot for s in (held.siblings if held is not None else ()))])
         if not counter:
             minted = _Minted(None, None, covered, dots)
