@@ -362,6 +362,10 @@ class Coordinator:
 
     # --- replies ---
 
+    @property
+    def any_finished(self) -> bool:
+        return bool(self._done_puts or self._done_gets)
+
     def finished(self) -> list[Effect]:
         """Replies of all requests whose last item was settled since the last call."""
         effects: list[Effect] = []
@@ -385,7 +389,9 @@ class Coordinator:
             open_put.settle_failed(items, Status.DEADLINE, 1, 0)
 
     def next_wakeup_ns(self) -> int | None:
-        return min((deadline_ns for _, _, deadline_ns in self._forwards.values()), default=None)
+        if not self._forwards:
+            return None
+        return min(deadline_ns for _, _, deadline_ns in self._forwards.values())
 
 
 def _part_key(message: m.Put) -> _PartKey:

@@ -101,7 +101,7 @@ class SimClient:
         if self._call is not None:
             return
         if not self._operations:
-            self.finished = True
+            self.finished = self.world.look = True
             return
         self._begin(self._operations.pop(0))
 
@@ -238,7 +238,7 @@ class SimClient:
 
     def _deliver(self, node: Any, route: bytes, frames: list[bytes], life: int) -> None:
         if node.life == life:
-            node.take("clients", (route, frames))
+            node.take_last("clients", (route, frames))
 
     def receive(self, address: str, route: bytes, frames: list[bytes]) -> None:
         link = self._links.get(address)
@@ -270,6 +270,7 @@ class SimClient:
         done = self._done
         assert done is not None
         self._call = self._done = None
+        self.world.look = True
         for link in self._links.values():
             link.queue.clear()
         done.done_ns = self.world.now_ns

@@ -118,8 +118,6 @@ class Simulation:
 
     def _settled(self, nodes: list[SimNode]) -> bool:
         """All of these serve, are linked and may answer reads."""
-        if self.world.events & 7:
-            return False  # asked after every event; every eighth is often enough
         return all(
             n.up
             and not n.paused
@@ -166,7 +164,7 @@ class Simulation:
         self._demand(
             "convergence", "a healed cluster did not become whole", LIVE_NS, lambda: self._settled(world.nodes)
         )
-        world.run(world.now_ns + 3 * SECOND, lambda: False)  # what is open anywhere ends by its deadline
+        self._rest()
         if not self.judge.weak:
             self._ask_all("convergence", None)
         first = self._ask_all("convergence", "all")
@@ -175,8 +173,15 @@ class Simulation:
             if sorted(first[key].shown[0]) != sorted(second[key].shown[0]):
                 raise Violation("convergence", f"read twice: {first[key].shown[0]}, {second[key].shown[0]}", key)
             self._judge_final(key, set(second[key].shown[0]))
-        world.run(world.now_ns + 3 * SECOND, lambda: False)
+        self._rest()
         self._compare(list(first))
+
+    def _rest(self) -> None:
+        """What is open anywhere ends by its deadline, what is on its way arrives."""
+        world = self.world
+        nodes = world.nodes
+        world.run(world.now_ns + 3 * SECOND, lambda: all(n.driver.idle and not len(n.state.reads) for n in nodes))
+        world.run(world.now_ns + SECOND // 2, lambda: False)
 
     def _judge_final(self, key: bytes, shown: set[bytes]) -> None:
         judge = self.judge
