@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: nobody at the other end after so long, as the real client
 CONNECT_NS: Final = 500 * MS
 TIMEOUT_NS: Final = 2 * SECOND
+#: how long a client waits for another one's read to follow
+FOLLOW_NS: Final = 100 * MS
 DEFAULT, STRICT = 1, 2
 
 
@@ -87,6 +89,10 @@ class SimClient:
         self._generation = 0
         self._call: Call | None = None
         self._done: Done | None = None
+        #: read the keys of this one next
+        self._look: Done | None = None
+        #: the keys of our last write of unknown fate, until we have looked
+        self._doubted: list[bytes] | None = None
         self._read: dict[bytes, tuple[Context, set[bytes]]] = {}
         self._place = {node.member.address: node.index for node in world.nodes}
         self._wake_ns = 0
@@ -98,12 +104,34 @@ class SimClient:
         self.state.adopt(self.world.document, node.node, node.member.address)
 
     def next(self) -> None:
-        if self._call is not None:
+        if self._call is not None or self in self.world.followers:
             return
         if not self._operations:
             self.finished = self.world.look = True
             return
-        self._begin(self._operations.pop(0))
+        operation = self._operations.pop(0)
+        if self._look is not None:  # instead of what was planned
+            self._read_what(self._look)
+        elif operation[1] == "follow" and len(self.world.clients) > 1:
+            self.world.followers.append(self)
+            self.world.after(FOLLOW_NS, self._follow, [*operation[:1], "get", *operation[2:]], None)
+        else:
+            self._begin(operation)
+
+    def _follow(self, operation: Operation | None, read: Done | None) -> None:
+        """Read what another client was just shown, before it can have spread; or, when nobody read anything for a while, go on alone."""
+        if operation is not None:
+            if self in self.world.followers and self._call is None:
+                self.world.followers.remove(self)
+                self._begin(operation)
+        elif read is not None and self._call is None:
+            self._read_what(read)
+
+    def _read_what(self, other: Done) -> Done:
+        self._look = None
+        nothing: list[bytes | None] = [None] * len(other.keys)
+        empty: list[set[bytes]] = [set() for _ in other.keys]
+        return self.submit("get", other.bucket, other.keys, nothing, None, empty, other.number, None)
 
     def _begin(self, operation: Operation) -> None:
         _, kind, places, number, solo, strict, level = operation
@@ -198,7 +226,8 @@ class SimClient:
             self._generation += 1
             link = self._links[order.address] = _Link(order.address, self._place[order.address], self._generation)
             there = self.world.delay_ns(self.index, link.node)
-            self.world.after(2 * there, self._connected, link)
+            refused = [self.number, link.node] in self.world.plan.unreached and not self.world.calm
+            self.world.after(2 * there, self._gave_up if refused else self._connected, link)
             self.world.after(CONNECT_NS, self._gave_up, link)
         link.queue.append(order)
 
@@ -285,8 +314,23 @@ class SimClient:
             self._take_receipts(call, done)
         self.world.note("done", done.client, done.number, done.outcomes, sorted(done.shown.items()))
         self._watch.on_done(done)
+        self._spread(done)
         think_ns = int(self.state._rng.expovariate(1.0) * self.world.plan.think_ms * MS)
         self.world.after(think_ns, self.next)
+
+    def _spread(self, done: Done) -> None:
+        """Who does not know what became of a write looks next, and who has looked makes all others look; followers look at once."""
+        if not done.is_get and "unknown" in done.outcomes:
+            self._look, self._doubted = done, done.keys
+        elif done.is_get and done.keys is self._doubted:
+            self._doubted = None
+            for other in self.world.clients.values():
+                if other is not self:
+                    other._look = done
+        if any(done.shown.values()):
+            followers, self.world.followers = self.world.followers, []
+            for follower in followers:
+                self.world.after(1, follower._follow, None, done)
 
     def _take_read(self, call: GetCall, done: Done) -> None:
         for positions, columns, reply in call.answers:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from zkv.core.topology import ring_of
 from zkv.ids import bucket_of
-from zkv.testing.sim.clients import Done, SimClient
+from zkv.testing.sim.clients import TIMEOUT_NS, Done, SimClient
 from zkv.testing.sim.disk import Names
 from zkv.testing.sim.judge import Judge, Violation
 from zkv.testing.sim.plan import Fault, Plan, draw
@@ -146,6 +146,7 @@ class Simulation:
             node.files.full = False
             node.files.armed.clear()
             node.slow_ns = node.skew_ns = 0
+            node.muted = False
             node.resume(node.life)
         spare = self._dice.choice(world.nodes)
         core = [node for node in world.nodes if node is not spare]
@@ -310,12 +311,14 @@ class Simulation:
             case "flap" if node is not other:
                 for i in range(4):
                     world.after(i * (ns // 4 + 100 * MS), world.cut, [(node.index, other.index)], ns // 8 + 1)
+            case "reset" if node.up:
+                self.clients[other.index % len(self.clients)].lost(node.index, node.life)
+            case "relapse" if node is not other and self._all_whole() and not self.judge.losses:
+                # `other` misses what is written now; then `node` loses what it has, and meets nobody else for a while
+                world.cut([p for i in everyone if i != other.index for p in ((i, other.index), (other.index, i))], ns)
+                world.after(ns, self._relapse, node, other, ns + 500 * MS)
             case "wipe" if self._all_whole() and not self.judge.losses:
-                node.die()
-                node.files.wipe()
-                node.wiped = True
-                self.judge.lost(node)
-                world.after(ns, self._start_wiped, node)
+                self._wipe(node, ns)
             case "clone" if node.up and node.view.ring is not None:
                 self._copies[node.index] = node.files.snapshot()
             case "restore" if node.index in self._copies and self._all_whole() and not self.judge.losses:
@@ -328,6 +331,9 @@ class Simulation:
                 world.after(ns, setattr, node.files, "full", False)
             case "short" | "eio" if node.up:
                 node.files.armed.add(kind)
+            case "mute":
+                node.muted = True  # longer than a call: whose put reached this node alone goes on and reads it there
+                world.after(TIMEOUT_NS + ns, setattr, node, "muted", False)
             case "slow":
                 node.slow_ns = ns
                 world.after(ns, setattr, node, "slow_ns", 0)
@@ -336,6 +342,23 @@ class Simulation:
             case _:
                 return False
         return True
+
+    def _relapse(self, node: SimNode, other: SimNode, ns: int) -> None:
+        world = self.world
+        if world.calm or not self._all_whole() or self.judge.losses:
+            return
+        world.fired["relapse: wiped"] += 1
+        pair = (node.index, other.index)
+        rest = [i for i in range(len(world.nodes)) if i not in pair]
+        world.cut([p for i in rest for j in pair for p in ((i, j), (j, i))], ns)
+        self._wipe(node, 20 * MS)
+
+    def _wipe(self, node: SimNode, ns: int) -> None:
+        node.die()
+        node.files.wipe()
+        node.wiped = True
+        self.judge.lost(node)
+        self.world.after(ns, self._start_wiped, node)
 
     def _start_wiped(self, node: SimNode) -> None:
         node.wiped = False

@@ -92,6 +92,8 @@ class World:
         self.nodes = [SimNode(self, index) for index in range(plan.nodes)]
         self.by_id = {node.node: node for node in self.nodes}
         self.clients: dict[bytes, Any] = {}
+        #: clients that read next what somebody is shown next
+        self.followers: list[Any] = []
 
     # --- time ---
 
@@ -134,7 +136,7 @@ class World:
     def delay_ns(self, source: int, target: int) -> int:
         mean = self._delay[source][target]
         if not mean:
-            mean = self._delay[source][target] = self.plan.delay_ms * self.dice.choice((0.5, 1, 1, 3)) * MS
+            mean = self._delay[source][target] = self.plan.delay_ms * self.dice.choice((0.3, 1, 1, 8)) * MS
         return int(-log(1.0 - self.dice.random()) * (MS if self.calm else mean)) + 20_000
 
     def send(self, source: int, target: int, deliver: Callable[..., None], *arguments: Any, again: bool = True) -> None:
@@ -287,6 +289,8 @@ class SimNode(Node):
         self.paused = False
         self.skew_ns = 0
         self.slow_ns = 0
+        #: what it tells replicas to take never arrives; everything else does
+        self.muted = False
         self.boot = 0
         self.linked: set[NodeId] = set()
         self.wiped = False
@@ -492,6 +496,9 @@ class _Transport:
         owner = self._owner
         if node not in owner.linked:
             return False
+        if owner.muted and frames[0][3] == Kind.REPLICA_PUT:
+            owner.world.fired["frame muted"] += 1
+            return True
         target = owner.world.by_id[node]
         # A forwarded put is a client's frame: its refusal is final, and is not remembered. Real links never repeat a frame.
         owner.world.send(
