@@ -18,7 +18,7 @@ from zkv.core.messages import Status
 from zkv.core.quorum import Requirement
 from zkv.core.reads import Reads
 from zkv.core.replica import Replica
-from zkv.core.request_memory import RequestMemory
+from zkv.core.request_memory import Refusals, RequestMemory
 from zkv.core.versions import EMPTY, VersionSet
 from zkv.core.writes import Manner, Writes
 from zkv.driver import Driver
@@ -101,6 +101,11 @@ def own_unsynced_copy_counts(patch: Patch) -> None:
 @planted
 def request_memory_lost(patch: Patch) -> None:
     patch.setattr(RequestMemory, "recall", lambda self, request: None)
+
+
+@planted
+def refusals_forgotten(patch: Patch) -> None:
+    patch.setattr(Refusals, "of", lambda self, request: {})
 
 
 @planted

@@ -314,6 +314,9 @@ class SimClient:
             self._take_receipts(call, done)
         self.world.note("done", done.client, done.number, done.outcomes, sorted(done.shown.items()))
         self._watch.on_done(done)
+        if self.world.on_answer is not None and "ok" in done.outcomes:
+            strike, self.world.on_answer = self.world.on_answer, None
+            self.world.after(1, strike)
         self._spread(done)
         think_ns = int(self.state._rng.expovariate(1.0) * self.world.plan.think_ms * MS)
         self.world.after(think_ns, self.next)

@@ -14,6 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ FORM_NS: Final = 20 * SECOND
 WORK_NS: Final = 300 * SECOND
 LIVE_NS: Final = 60 * SECOND
 SHRINK_RUNS: Final = 400
+SLOW_BEFORE_NS: Final = 100 * MS
 
 
 @dataclass(slots=True)
@@ -289,9 +291,12 @@ class Simulation:
                 self._lose_power(node)
                 world.after(ns, node.start)
             case "blackout":
-                for each in world.nodes:
-                    self._lose_power(each)
-                    world.after(ns + dice.randrange(200 * MS), each.start)
+                if dice.random() < 0.3:
+                    self._black_out(ns, dice, None)
+                else:  # in the moment in which somebody has got an answer, at times while the disks are slower than the network
+                    for each in world.nodes if dice.random() < 0.5 else ():
+                        each.slow_ns = SLOW_BEFORE_NS
+                    world.on_answer = partial(self._black_out, ns, dice, dice.choice((0.0, 0.0, 0.5)))
             case "pause" if node.up and not node.paused:
                 node.paused = True
                 world.after(ns, node.resume, node.life)
@@ -364,10 +369,18 @@ class Simulation:
         node.wiped = False
         node.start()
 
-    def _lose_power(self, node: SimNode) -> None:
+    def _black_out(self, ns: int, dice: random.Random, kept: float | None) -> None:
+        if self.world.calm:
+            return
+        for each in self.world.nodes:
+            each.slow_ns = 0
+            self._lose_power(each, kept)
+            self.world.after(ns + dice.randrange(200 * MS), each.start)
+
+    def _lose_power(self, node: SimNode, kept: float | None = None) -> None:
         if self.plan.fsync != "group":
             self.judge.lost(node, unnoticed=True)
-        node.die(power=True)
+        node.die(power=True, kept=kept)
 
 
 class _Hearing:

@@ -92,6 +92,8 @@ class World:
         self.nodes = [SimNode(self, index) for index in range(plan.nodes)]
         self.by_id = {node.node: node for node in self.nodes}
         self.clients: dict[bytes, Any] = {}
+        #: called once, when the next call of a client was answered
+        self.on_answer: Callable[[], None] | None = None
         #: clients that read next what somebody is shown next
         self.followers: list[Any] = []
 
@@ -139,30 +141,28 @@ class World:
             mean = self._delay[source][target] = self.plan.delay_ms * self.dice.choice((0.3, 1, 1, 8)) * MS
         return int(-log(1.0 - self.dice.random()) * (MS if self.calm else mean)) + 20_000
 
-    def send(self, source: int, target: int, deliver: Callable[..., None], *arguments: Any, again: bool = True) -> None:
-        """again: this frame may come twice, now or later."""
+    def send(self, source: int, target: int, deliver: Callable[..., None], *arguments: Any) -> None:
         if self.cuts and self.cuts[source, target]:
             self.fired["frame cut"] += 1
             return
-        if self.unreliable and not self.calm and self._is_lost(source, target, deliver, arguments, again):
+        if self.unreliable and not self.calm and self._is_lost(source, target, deliver, arguments):
             return
         self.at(self.now_ns + self.delay_ns(source, target), deliver, *arguments)
 
-    def _is_lost(
-        self, source: int, target: int, deliver: Callable[..., None], arguments: tuple[Any, ...], again: bool
-    ) -> bool:
+    def _is_lost(self, source: int, target: int, deliver: Callable[..., None], arguments: tuple[Any, ...]) -> bool:
         """Whether this frame never arrives; one that does may come twice, now or later."""
         dice = self.dice
-        if max(source, target) >= len(self.nodes):  # clients speak TCP: whole and in order, or broken off
+        if target >= len(self.nodes):
             return False
-        if self.loss and dice.random() < self.loss:
+        # what a client sends may come twice; a connection that lost a part of it is broken
+        if self.loss and source < len(self.nodes) and dice.random() < self.loss:
             self.fired["frame lost"] += 1
             return True
-        if again and self.duplicate and dice.random() < self.duplicate:
+        if self.duplicate and dice.random() < self.duplicate:
             self.fired["frame duplicated"] += 1
             self.after(self.delay_ns(source, target), deliver, *arguments)
         if self.replay:
-            if again and dice.random() < self.replay:
+            if dice.random() < self.replay:
                 self._kept.append((deliver, arguments))
                 if len(self._kept) > FRAMES_KEPT:
                     self._kept.pop(dice.randrange(FRAMES_KEPT))
@@ -406,17 +406,17 @@ class SimNode(Node):
             note=lambda level, text: None,
         )
 
-    def die(self, *, power: bool = False) -> None:
+    def die(self, *, power: bool = False, kept: float | None = None) -> None:
         if not self.up:
             if power:
                 self.boot += 1
-                self.files.lose_power()
+                self.files.lose_power(kept)
             return
         self.up = False
         self.world.note("die", self.index, power)
         if power:
             self.boot += 1
-            self.files.lose_power()
+            self.files.lose_power(kept)
         else:
             self.files.kill()
         self.world.left(self.index, silent=power)
@@ -500,20 +500,16 @@ class _Transport:
             owner.world.fired["frame muted"] += 1
             return True
         target = owner.world.by_id[node]
-        # A forwarded put is a client's frame: its refusal is final, and is not remembered. Real links never repeat a frame.
-        owner.world.send(
-            owner.index,
-            target.index,
-            self._deliver,
-            target,
-            "peers",
-            self._route,
-            list(frames),
-            again=frames[0][3] != Kind.PUT,
-        )
+        deliver = self._deliver_put if frames[0][3] == Kind.PUT else self._deliver
+        owner.world.send(owner.index, target.index, deliver, target, "peers", self._route, list(frames), target.life)
         return True
 
-    def _deliver(self, target: SimNode, lane: str, origin: object, frames: list[bytes]) -> None:
+    def _deliver_put(self, target: SimNode, lane: str, origin: object, frames: list[bytes], life: int) -> None:
+        """A put does not outlive the process that it was sent to: what that one refused, the next one would carry out."""
+        if target.life == life:
+            self._deliver(target, lane, origin, frames)
+
+    def _deliver(self, target: SimNode, lane: str, origin: object, frames: list[bytes], life: int = 0) -> None:
         target.world.trace.update(b"%d %d %s" % (target.world.now_ns, target.index, frames[0]))
         target.take_last(lane, (origin, frames))
 
