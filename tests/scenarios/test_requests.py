@@ -110,6 +110,21 @@ def test_put_whose_pasts_arrive_in_the_turn_of_its_deadline_is_answered() -> Non
     assert_nothing_is_open(cluster)
 
 
+def test_put_whose_pasts_arrive_after_its_deadline_is_not_begun() -> None:
+    """1. a strict put waits for B's past. 2. the node is stopped for longer than the put has time. 3. it goes on, and finds the past and the
+    end of the time in one turn. 4. nothing may be minted: its author has long gone on."""
+    cluster, a, _, _ = three(STRICT)
+    cluster.hold = lambda source, target, message: isinstance(message, m.ReplicaGetReply)
+    cluster.send(a, cluster.put_message(KEY, b"v", bucket=STRICT, timeout_ns=500 * MS))
+    cluster.settle()
+    cluster.time.now_ns += 600 * MS
+    cluster.release()
+    cluster.settle()
+    assert status_of(put_answer(cluster)) is Status.UNAVAILABLE
+    assert cluster.values(a, KEY, bucket=STRICT) == []
+    assert_nothing_is_open(cluster)
+
+
 def test_same_set_twice_in_one_turn_is_not_acked_before_it_is_synced() -> None:
     """1. C gets the same replica put twice in one turn. 2. the second changes nothing, yet C must not ack it before the first is on disk."""
     cluster, a, _, c = three(STRICT)

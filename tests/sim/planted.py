@@ -267,3 +267,21 @@ def only_the_coordinator_keeps_it(patch: Patch) -> None:
         return before(self, number, node, durable=durable)
 
     patch.setattr(Writes, "on_vote", on_vote)
+
+
+@planted
+def late_work_is_begun(patch: Patch) -> None:
+    patch.setattr(Writes, "on_time", lambda self: None)
+
+
+@planted
+def durable_not_waited_for(patch: Patch) -> None:
+    before = Driver._await
+
+    def awaiting(self: Any, held: Any, seq: int) -> None:
+        if self._every_ack_durable:
+            before(self, held, seq)
+        else:
+            self._events.append(Persisted([step.cause for step, _, _ in held], durable=True))
+
+    patch.setattr(Driver, "_await", awaiting)

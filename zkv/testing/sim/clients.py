@@ -49,6 +49,8 @@ class Done:
     session: int
     invoked_ns: int
     done_ns: int = 0
+    #: a put that asked for the disk, whatever the policy
+    durable: bool = False
     #: some try was not the first
     retried: bool = False
     #: per key: "ok", "failed" (definite), "unknown"
@@ -134,7 +136,7 @@ class SimClient:
         return self.submit("get", other.bucket, other.keys, nothing, None, empty, other.number, None)
 
     def _begin(self, operation: Operation) -> None:
-        _, kind, places, number, solo, strict, level = operation
+        _, kind, places, number, solo, strict, level, durable = operation
         names = [b"s%d-%d" % (self.number, p) if solo and strict else b"k%d" % p for p in places]
         if solo and strict and kind in ("context", "empty"):
             kind = "put"
@@ -155,7 +157,7 @@ class SimClient:
                 replaces.append(set(shown))
         elif kind == "empty":
             contexts = [EMPTY] * len(keys)
-        self.submit(kind, bucket_id, keys, values, contexts, replaces, number, level)
+        self.submit(kind, bucket_id, keys, values, contexts, replaces, number, level, durable)
 
     def submit(
         self,
@@ -167,13 +169,25 @@ class SimClient:
         replaces: list[set[bytes]],
         number: int,
         level: m.Level,
+        durable: bool = False,
     ) -> Done:
         now_ns = self.world.now_ns
         if self.state.stale or self.state.document is None:
             self._adopt()
         bucket = self.state.bucket("strict" if bucket_id == STRICT else "default")
         done = self._done = Done(
-            self.number, number, kind, bucket_id, keys, values, contexts, replaces, level, self.state.session, now_ns
+            self.number,
+            number,
+            kind,
+            bucket_id,
+            keys,
+            values,
+            contexts,
+            replaces,
+            level,
+            self.state.session,
+            now_ns,
+            durable=durable,
         )
         self._watch.on_begin(done)
         deadline_ns = now_ns + TIMEOUT_NS
@@ -190,6 +204,7 @@ class SimClient:
                 deadline_ns,
                 contexts=contexts,
                 w=level,
+                durable=durable,
                 want_context=len(keys) == 1,
             )
         self._pump()

@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from zkv.codec import wire
 from zkv.core.effects import Mint
+from zkv.core.messages import Kind
 from zkv.core.versions import EMPTY, Context, VersionSet, context_of_base
-from zkv.ids import Dot
+from zkv.ids import Dot, RequestId
 from zkv.storage.record_table import RecordTable
 from zkv.testing.sim.clients import STRICT, Done
 
@@ -60,8 +62,10 @@ class Judge:
         self._replaced: dict[bytes, dict[bytes, tuple[int, Done]]] = {}
         #: key -> value -> what it gave way to for good, at some distance
         self._heirs: dict[bytes, dict[bytes, bytes]] = {}
-        #: node -> moments at which it may have lost records that it had acknowledged
-        self.losses: dict[int, list[int]] = {}
+        #: node -> (moment at which it may have lost records that it had acknowledged, whether also those on its disk)
+        self.losses: dict[int, list[tuple[int, bool]]] = {}
+        #: (node, request) -> when the time that it came with has run out there
+        self._due: dict[tuple[int, RequestId], int] = {}
         #: from here on reads may miss what an acknowledged write put there: a store answers that does not know what it lost
         self.weak = False
         self.checks = 0
@@ -69,14 +73,47 @@ class Judge:
     def tell(self, key: bytes, text: str) -> None:
         self.story.append((self.now_ns(), key, text))
 
-    def lost(self, node: SimNode, *, unnoticed: bool = False) -> None:
-        self.losses.setdefault(node.node, []).append(self.now_ns())
+    def lost(self, node: SimNode, *, unnoticed: bool = False, synced_too: bool = True) -> None:
+        """synced_too: even what was on the disk."""
+        self.losses.setdefault(node.node, []).append((self.now_ns(), synced_too))
         self.weak = self.weak or unnoticed
 
     # --- stores ---
 
     def on_start(self, node: SimNode) -> None:
         self.tell(b"", f"{node.name} starts, life {node.life}{', unsynced' if node.view.unsynced else ''}")
+        self._check_kept(node)
+
+    def _check_kept(self, node: SimNode) -> None:
+        """What this store vouched for as durable is there after any restart that left its disk alone."""
+        gone_ns = max([at_ns for at_ns, synced_too in self.losses.get(node.node, ()) if synced_too], default=-1)
+        for key, writes in self._writes.items():
+            held, _ = node.table.read([key])
+            for write, place in writes:
+                value = write.values[place]
+                if not write.done_ns or value is None or write.outcomes[place] != "ok" or write.invoked_ns <= gone_ns:
+                    continue
+                if node.node not in write.nodes[place] or not (write.durable or self.plan.fsync == "group"):
+                    continue
+                dots = [mint.dot for mint in self._by_value.get(value, ()) if mint.dot is not None]
+                if held[0] is None or not any(held[0].context.covers(*dot) for dot in dots):
+                    raise Violation("kept", f"{node.name} acknowledged {value!r} and has lost it at a restart", key)
+
+    def on_turn(self, node: SimNode) -> None:
+        """What this turn takes in, before it does: the time of a put counts from here."""
+        for lane in (node.inbox.clients, node.inbox.peers):
+            for _, frames in lane:
+                if frames[0][3] == Kind.PUT:
+                    header = wire.decode_header(frames)
+                    key = node.index, (header.session, header.sequence)
+                    due_ns = self.now_ns() + header.remaining_ms * 1_000_000
+                    self._due[key] = max(due_ns, self._due.get(key, 0))
+
+    def _check_time(self, node: SimNode, order: Mint) -> None:
+        for (request, _), key in zip(order.requests, order.keys, strict=True):
+            late_ns = self.now_ns() - self._due.get((node.index, request), 0)
+            if late_ns > 0:
+                raise Violation("deadlines", f"{node.name} mints {late_ns / 1e6:.1f} ms after the time of the put", key)
 
     def on_table(self, node: SimNode) -> None:
         """Hear of every mint of this table, and of those that are undone."""
@@ -85,6 +122,7 @@ class Judge:
         fresh: list[tuple[bytes, _Minted]] = []
 
         def minting(order: Mint) -> Any:
+            self._check_time(node, order)
             before, _ = table.read(list(order.keys))
             answer = mint(order)
             block = answer[0]
@@ -248,7 +286,13 @@ class Judge:
         """Whether every store that vouched for this write may have lost it since."""
         if not self.losses:
             return False
-        return all(any(at_ns >= write.invoked_ns for at_ns in self.losses.get(node, ())) for node in write.nodes[place])
+        return all(
+            any(
+                at_ns >= write.invoked_ns and (synced_too or not write.durable)
+                for at_ns, synced_too in self.losses.get(node, ())
+            )
+            for node in write.nodes[place]
+        )
 
     def _accounted(self, key: bytes, value: bytes, shown: set[bytes]) -> bool:
         """Shown, or obsolete by a write that is shown, or obsolete itself.

@@ -13,14 +13,14 @@ import random
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 FAULTS: Final = (
     "kill", "power", "blackout", "pause", "cut", "isolate", "bridge", "ring", "halves", "flap", "wipe", "clone", "restore",
     "full", "short", "eio", "slow", "clock", "reset", "relapse", "mute",
 )  # fmt: skip
 #: (milliseconds, kind, numbers that say whom and how long)
 Fault = list[Any]
-#: (client, kind, keys, number of the operation, option)
+#: (client, kind, keys, number of the operation, has one writer, strict, level, durable)
 Operation = list[Any]
 
 
@@ -109,7 +109,8 @@ def _operation(plan: Plan, dice: random.Random, number: int) -> Operation:
     solo = plan.bucket != "default" and dice.random() < 0.3
     strict = plan.bucket == "strict" or (plan.bucket == "both" and (solo or dice.random() < 0.5))
     level = dice.choices((None, 1, "all"), (16, 1, 1))[0]
-    return [client, kind, keys, number, solo, strict, level]
+    durable = plan.fsync != "group" and dice.random() < 0.3
+    return [client, kind, keys, number, solo, strict, level, durable]
 
 
 def _fault(plan: Plan, dice: random.Random, length_ms: int) -> Fault:

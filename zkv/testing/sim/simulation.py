@@ -261,7 +261,8 @@ class Simulation:
 
     def _all_whole(self) -> bool:
         return not any(
-            n.wiped or n.files.full or (n.up and (n.view.ring is None or n.view.unsynced)) for n in self.world.nodes
+            n.wiped or n.lacking or n.files.full or (n.up and (n.view.ring is None or n.view.unsynced))
+            for n in self.world.nodes
         ) and (self.plan.fsync == "group" or all(n.up for n in self.world.nodes))
 
     def _fault(self, fault: Fault) -> None:
@@ -321,7 +322,7 @@ class Simulation:
             case "relapse" if node is not other and self._all_whole() and not self.judge.losses:
                 # `other` misses what is written now; then `node` loses what it has, and meets nobody else for a while
                 world.cut([p for i in everyone if i != other.index for p in ((i, other.index), (other.index, i))], ns)
-                world.after(ns, self._relapse, node, other, ns + 500 * MS)
+                world.after(ns, self._relapse, node, other, ns + 2000 * MS)
             case "wipe" if self._all_whole() and not self.judge.losses:
                 self._wipe(node, ns)
             case "clone" if node.up and node.view.ring is not None:
@@ -361,7 +362,7 @@ class Simulation:
     def _wipe(self, node: SimNode, ns: int) -> None:
         node.die()
         node.files.wipe()
-        node.wiped = True
+        node.wiped = node.lacking = True
         self.judge.lost(node)
         self.world.after(ns, self._start_wiped, node)
 
@@ -379,7 +380,7 @@ class Simulation:
 
     def _lose_power(self, node: SimNode, kept: float | None = None) -> None:
         if self.plan.fsync != "group":
-            self.judge.lost(node, unnoticed=True)
+            self.judge.lost(node, unnoticed=True, synced_too=False)
         node.die(power=True, kept=kept)
 
 

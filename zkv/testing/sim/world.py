@@ -294,6 +294,8 @@ class SimNode(Node):
         self.boot = 0
         self.linked: set[NodeId] = set()
         self.wiped = False
+        #: it has to pull what the others hold before it is whole, up or down
+        self.lacking = False
         self._turn_due = False
         self._wake_ns = 0
         self.inbox = Inbox()
@@ -381,6 +383,7 @@ class SimNode(Node):
         if phase == ACTIVE:
             view.adopt(self._document, world.document_bytes)
             view.unsynced = self._log.manifest.unsynced
+            self.lacking = self.lacking or view.unsynced
         others = {mb.node_id: mb.name for mb in self._document.members if mb.node_id != self.node}
         stores = {NodeId(int(node, 16)): store for node, store in extra["stores"].items()}
         identity = Identity(
@@ -405,6 +408,10 @@ class SimNode(Node):
             mark_synced=self._mark_synced,
             note=lambda level, text: None,
         )
+
+    def _mark_synced(self) -> None:
+        super()._mark_synced()
+        self.lacking = False
 
     def die(self, *, power: bool = False, kept: float | None = None) -> None:
         if not self.up:
@@ -454,6 +461,7 @@ class SimNode(Node):
         self._turn_due = False
         if self.paused:
             return
+        self.world.watch.on_turn(self)
         try:
             self.driver.turn(self.inbox)
         except StorageFailed:
