@@ -40,6 +40,7 @@ _FROM_REPLIERS: Final = frozenset(
         Kind.REFUSED,
     }
 )
+_FROM_PUBLISHERS: Final = frozenset({Kind.HEARTBEAT})
 _HELLOS: Final = frozenset({Kind.PEER_HELLO, Kind.PEER_HELLO_ACK})
 _WITHOUT_CLUSTER: Final = frozenset({Kind.HELLO, Kind.ADMIN, Kind.PEER_HELLO, Kind.PEER_HELLO_ACK})
 
@@ -79,6 +80,8 @@ class Driver:
         #: (log position, cause): votes that wait for a sync, in log order
         self._awaiting_sync: deque[tuple[int, int]] = deque()
         self._reads_awaiting_sync: list[tuple[int, ev.ReadDone]] = []
+        #: when the rules want to be woken, as of the end of the last turn; nothing but a turn changes it
+        self._due_ns = 0
         self.counters: dict[str, int] = dict.fromkeys(
             (
                 "frames_in",
@@ -121,19 +124,20 @@ class Driver:
         self._decode(inbox)
         self._collect_synced()
         now_ns = self._clock.monotonic_ns()
-        if now_ns >= self._state.next_wakeup_ns():
+        if now_ns >= self._due_ns:
             self._events.append(ev.Woke())
         self._run()
         while self._out:
             self._flush()
-            self._run()
+            if self._events:
+                self._run()
+        self._due_ns = self._state.next_wakeup_ns()
         self._log.turn_done(self._clock.monotonic_ns(), bool(self._awaiting_sync or self._reads_awaiting_sync))
 
     def next_wakeup_ns(self) -> int:
         """When a turn is wanted although nothing arrived."""
-        rules = self._state.next_wakeup_ns()
         sync = self._log.next_sync_due_ns(self._clock.monotonic_ns())
-        return rules if sync is None else min(rules, sync)
+        return self._due_ns if sync is None else min(self._due_ns, sync)
 
     @property
     def idle(self) -> bool:
@@ -158,13 +162,14 @@ class Driver:
         now_ns = self._clock.monotonic_ns()
         for node, up in inbox.links:
             self._events.append(ev.PeerConnected(node) if up else ev.PeerLost(node))
-        heard: dict[NodeId, None] = {}
-        for node, frames in inbox.gossip:
-            message = self._message(frames, frozenset({Kind.HEARTBEAT}), now_ns, None)
-            if message is not None and message.node == node:  # type: ignore[union-attr]
-                heard[node] = None
-        if heard:
-            self._events.append(ev.HeartbeatsHeard(list(heard)))
+        if inbox.gossip:
+            heard: dict[NodeId, None] = {}
+            for node, frames in inbox.gossip:
+                message = self._message(frames, _FROM_PUBLISHERS, now_ns, None)
+                if message is not None and message.node == node:  # type: ignore[union-attr]
+                    heard[node] = None
+            if heard:
+                self._events.append(ev.HeartbeatsHeard(list(heard)))
         replies: list[tuple[NodeId, Any]] = []
         for node, frames in inbox.replies:
             message = self._message(frames, _FROM_REPLIERS, now_ns, None)

@@ -26,6 +26,14 @@ class Inbox:
     #: (node, whether a connection to it now stands), in order of change
     links: list[tuple[NodeId, bool]] = field(default_factory=list)
 
+    def clear(self) -> None:
+        """As new, for the next turn."""
+        self.clients.clear()
+        self.peers.clear()
+        self.replies.clear()
+        self.gossip.clear()
+        self.links.clear()
+
 
 class Clock(Protocol):
     def monotonic_ns(self) -> int:

@@ -15,6 +15,7 @@ from tests.scenarios.test_counterexamples import KEY, three
 from zkv.core import messages as m
 from zkv.core.effects import Join
 from zkv.core.messages import Status
+from zkv.core.request_memory import REFUSALS_MAX, Refusals
 from zkv.core.versions import EMPTY, Context, Sibling, VersionSet
 from zkv.errors import DiskFull
 from zkv.ids import Actor, checksum_of, stored_key
@@ -106,6 +107,21 @@ def test_put_whose_pasts_arrive_in_the_turn_of_its_deadline_is_answered() -> Non
     status = status_of(put_answer(cluster))
     assert status in (Status.OK, Status.UNAVAILABLE)
     assert cluster.values(a, KEY, bucket=STRICT) == ([b"v"] if status is Status.OK else [])
+    assert_nothing_is_open(cluster)
+
+
+def test_put_whose_pasts_arrive_after_its_deadline_is_not_begun() -> None:
+    """1. a strict put waits for B's past. 2. the node is stopped for longer than the put has time. 3. it goes on, and finds the past and the
+    end of the time in one turn. 4. nothing may be minted: its author has long gone on."""
+    cluster, a, _, _ = three(STRICT)
+    cluster.hold = lambda source, target, message: isinstance(message, m.ReplicaGetReply)
+    cluster.send(a, cluster.put_message(KEY, b"v", bucket=STRICT, timeout_ns=500 * MS))
+    cluster.settle()
+    cluster.time.now_ns += 600 * MS
+    cluster.release()
+    cluster.settle()
+    assert status_of(put_answer(cluster)) is Status.UNAVAILABLE
+    assert cluster.values(a, KEY, bucket=STRICT) == []
     assert_nothing_is_open(cluster)
 
 
@@ -461,3 +477,68 @@ def test_two_tries_of_one_put_at_one_store_are_carried_out_once() -> None:
     assert answer.statuses == [Status.QUORUM_NOT_MET]  # unknown here; the other try was told
     assert cluster.values(a, key, bucket=STRICT) == [b"later"]
     assert_nothing_is_open(cluster)
+
+
+def test_second_copy_of_a_refused_put_is_refused_as_the_first_was() -> None:
+    """1. A can reach nobody and refuses the put; its author hears "failed". 2. B and C are back. 3. a second copy of the very same frame comes
+    late. 4. nothing may be written: "failed" was promised. 5. a try marked as a retry is carried out."""
+    cluster, a, b, c = three()
+    b.kill()
+    c.kill()
+    cluster.settle()
+    message = cluster.put_message(KEY, b"v", request=REQUEST)
+    assert status_of(ask_put(cluster, a, message)) is Status.UNAVAILABLE
+    b.start()
+    c.start()
+    cluster.settle()
+    again = ask_put(cluster, a, message)
+    assert (status_of(again), again.required, again.got) == (Status.UNAVAILABLE, [2], [1])
+    assert cluster.values(a, KEY) == []
+    message.retry = True
+    assert status_of(ask_put(cluster, a, message)) is Status.OK
+    assert_nothing_is_open(cluster)
+
+
+def test_second_copy_of_a_forwarded_part_does_only_what_the_first_did() -> None:
+    """1. X forwards a part to A, which cannot reach its replicas and refuses it. 2. they come back, and the forwarded frame comes once more."""
+    cluster = SimCluster(4)
+    a, b, c = (cluster.node_of(KEY, place) for place in range(3))
+    x = next(node for node in cluster.nodes if node not in (a, b, c))
+    forwarded: list[tuple[int, int, str, object, object]] = []
+    cluster.hold = lambda source, target, message: isinstance(message, m.Put)
+    cluster.send(x, batch(cluster, [(KEY, b"v")]))
+    cluster.settle()
+    forwarded += cluster.held
+    assert len(forwarded) == 1
+    b.kill()
+    c.kill()
+    cluster.settle()
+    cluster.release()
+    cluster.settle()
+    assert status_of(put_answer(cluster)) is Status.UNAVAILABLE
+    b.start()
+    c.start()
+    cluster.settle()
+    _, _, _, origin, frames = forwarded[0]
+    a.inbox.peers.append((origin, frames))  # type: ignore[arg-type]
+    cluster.settle()
+    assert cluster.values(a, KEY) == []
+    assert_nothing_is_open(cluster)
+
+
+def test_only_the_refused_items_of_a_request_are_refused_again() -> None:
+    cluster = SimCluster(1)
+    (a,) = cluster.nodes
+    message = batch(cluster, [(b"small", b"v"), (b"large", b"x" * 20_000)])
+    for _ in range(2):
+        reply = ask_put(cluster, a, message)
+        assert reply.statuses == [Status.OK, Status.TOO_LARGE]
+    assert cluster.held_by(a, b"small") == [b"v"] and cluster.held_by(a, b"large") == []
+
+
+def test_refusals_are_forgotten_by_number_oldest_first() -> None:
+    refusals = Refusals()
+    for sequence in range(REFUSALS_MAX + 1):
+        refusals.note((1, sequence), {0: (int(Status.UNAVAILABLE), 2, 1)})
+    assert refusals.of((1, 0)) == {}
+    assert refusals.of((1, 1)) == {0: (Status.UNAVAILABLE, 2, 1)}

@@ -18,7 +18,7 @@ from zkv.core.messages import Status
 from zkv.core.quorum import Requirement
 from zkv.core.reads import Reads
 from zkv.core.replica import Replica
-from zkv.core.request_memory import RequestMemory
+from zkv.core.request_memory import Refusals, RequestMemory
 from zkv.core.versions import EMPTY, VersionSet
 from zkv.core.writes import Manner, Writes
 from zkv.driver import Driver
@@ -101,6 +101,11 @@ def own_unsynced_copy_counts(patch: Patch) -> None:
 @planted
 def request_memory_lost(patch: Patch) -> None:
     patch.setattr(RequestMemory, "recall", lambda self, request: None)
+
+
+@planted
+def refusals_forgotten(patch: Patch) -> None:
+    patch.setattr(Refusals, "of", lambda self, request: {})
 
 
 @planted
@@ -262,3 +267,21 @@ def only_the_coordinator_keeps_it(patch: Patch) -> None:
         return before(self, number, node, durable=durable)
 
     patch.setattr(Writes, "on_vote", on_vote)
+
+
+@planted
+def late_work_is_begun(patch: Patch) -> None:
+    patch.setattr(Writes, "on_time", lambda self: None)
+
+
+@planted
+def durable_not_waited_for(patch: Patch) -> None:
+    before = Driver._await
+
+    def awaiting(self: Any, held: Any, seq: int) -> None:
+        if self._every_ack_durable:
+            before(self, held, seq)
+        else:
+            self._events.append(Persisted([step.cause for step, _, _ in held], durable=True))
+
+    patch.setattr(Driver, "_await", awaiting)

@@ -18,7 +18,7 @@ from zkv.core.events import Route
 from zkv.core.messages import Status
 from zkv.core.quorum import Requirement
 from zkv.core.reads import ReadGroup, Reads
-from zkv.core.request_memory import Outcome
+from zkv.core.request_memory import Outcome, Refusals
 from zkv.core.requests import OpenGet, OpenPut
 from zkv.core.ring import Row
 from zkv.core.topology import Bucket
@@ -50,6 +50,7 @@ class Coordinator:
         #: by request and the numbers of its items: parts of one request may be here by different ways at once
         self._puts: dict[_PartKey, OpenPut] = {}
         self._done_puts: list[OpenPut] = []
+        self._refusals = Refusals()
         self._done_gets: list[OpenGet] = []
         #: (node, part) -> request, positions of the part in it, deadline
         self._forwards: dict[tuple[NodeId, _PartKey], tuple[OpenPut, list[int], int]] = {}
@@ -69,6 +70,10 @@ class Coordinator:
                 effects.append(Reply(route, m.Refused(message.request, "InvalidKey", text)))
             elif self._view.ring is None or self._view.draining or self.open_items + len(message.keys) > OPEN_ITEMS_MAX:
                 effects.append(Reply(route, self._refusal(message)))
+                if isinstance(message, m.Put) and not message.retry:
+                    refusal = (int(Status.OVERLOADED), 0, 0)
+                    numbers = message.items or range(len(message.keys))
+                    self._refusals.note(message.request, dict.fromkeys(numbers, refusal))
             elif isinstance(message, m.Put):
                 effects.extend(self._on_put(route, message, write_groups))
             else:
@@ -109,7 +114,7 @@ class Coordinator:
         if outcome is None and self._view.memory.is_too_old(message.request):
             open_put.settle_failed(everything, Status.TOO_OLD)
             return []
-        settled: frozenset[int] = frozenset()
+        settled = frozenset() if message.retry else self._refused_before(open_put)
         if message.retry and outcome is None and self._view.now_ns < self._view.forgetful_until_ns:
             settled = self._only_stated(open_put)
         rows = self._view.rows_of(message.keys)
@@ -129,6 +134,17 @@ class Coordinator:
             if outcome is not None and manner is Manner.REPEATED:
                 group.outcomes.append(outcome)
         return [effect for node, items in elsewhere.items() for effect in self._forward(open_put, items, node)]
+
+    def _refused_before(self, open_put: OpenPut) -> frozenset[int]:
+        """Places of items in a second copy of a first try that were refused when the first copy came; they are refused as then."""
+        message = open_put.message
+        before = self._refusals.of(message.request)
+        if not before:
+            return frozenset()
+        places = [i for i, n in enumerate(message.items or range(len(message.keys))) if n in before]
+        for i in places:
+            open_put.settle_failed([i], *before[message.items[i] if message.items else i])
+        return frozenset(places)
 
     def _intact(self, open_put: OpenPut) -> bool:
         """Whether the values are what their author sent; else the whole request is refused, for something is wrong on the way."""
@@ -362,12 +378,18 @@ class Coordinator:
 
     # --- replies ---
 
+    @property
+    def any_finished(self) -> bool:
+        return bool(self._done_puts or self._done_gets)
+
     def finished(self) -> list[Effect]:
         """Replies of all requests whose last item was settled since the last call."""
         effects: list[Effect] = []
         for open_put in self._done_puts:
             del self._puts[_part_key(open_put.message)]
             self.open_items -= len(open_put.message.keys)
+            if not open_put.message.retry and (refused := open_put.refused()):
+                self._refusals.note(open_put.message.request, refused)
             reply = open_put.reply()
             effects.extend(Reply(route, reply) for route in open_put.routes)
         for open_get in self._done_gets:
@@ -385,7 +407,9 @@ class Coordinator:
             open_put.settle_failed(items, Status.DEADLINE, 1, 0)
 
     def next_wakeup_ns(self) -> int | None:
-        return min((deadline_ns for _, _, deadline_ns in self._forwards.values()), default=None)
+        if not self._forwards:
+            return None
+        return min(deadline_ns for _, _, deadline_ns in self._forwards.values())
 
 
 def _part_key(message: m.Put) -> _PartKey:

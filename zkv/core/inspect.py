@@ -264,7 +264,7 @@ class Inspect:
         return [Reply(explain.route, m.AdminReply(explain.request, Status.OK, explain.document))]
 
     def next_wakeup_ns(self) -> int | None:
-        return min((e.deadline_ns for e in self._explains.values()), default=None)
+        return min(e.deadline_ns for e in self._explains.values()) if self._explains else None
 
     def on_time(self) -> list[Effect]:
         late = [n for n, e in self._explains.items() if e.deadline_ns <= self._view.now_ns]

@@ -42,6 +42,14 @@ class NodeState:
         self._heartbeat_interval_ns = heartbeat_interval_ns
         self._heartbeat_ns = 0
         self._heartbeats = 0
+        self._wakeups = (
+            bootstrap.next_wakeup_ns,
+            self.writes.next_wakeup_ns,
+            self.reads.next_wakeup_ns,
+            self.coordinator.next_wakeup_ns,
+            self.inspect.next_wakeup_ns,
+            self.resync.next_wakeup_ns,
+        )
         self._handlers: dict[type, Callable[[Any], list[Effect]]] = {
             e.RequestsArrived: self._on_requests,
             e.RepliesArrived: self._on_replies,
@@ -64,20 +72,16 @@ class NodeState:
         self.view.now_ns = now_ns
         self.view.wall_ms = wall_ms
         effects = self._handlers[type(event)](event)
-        return effects + self.coordinator.finished()
+        return effects + self.coordinator.finished() if self.coordinator.any_finished else effects
 
     def next_wakeup_ns(self) -> int:
         """When `Woke` is due next, on the monotonic clock."""
-        times = (
-            self._heartbeat_ns,
-            self.bootstrap.next_wakeup_ns(),
-            self.writes.next_wakeup_ns(),
-            self.reads.next_wakeup_ns(),
-            self.coordinator.next_wakeup_ns(),
-            self.inspect.next_wakeup_ns(),
-            self.resync.next_wakeup_ns(),
-        )
-        return min(t for t in times if t is not None)
+        due_ns = self._heartbeat_ns
+        for next_wakeup_ns in self._wakeups:
+            rule_ns = next_wakeup_ns()
+            if rule_ns is not None and rule_ns < due_ns:
+                due_ns = rule_ns
+        return due_ns
 
     @property
     def idle(self) -> bool:

@@ -5,6 +5,10 @@ Owns: request id -> the dots it minted here. Must not know: what a request wante
 Filled from the log at start (each record names its request), by every mint since. Bounded: when it is full the oldest go, and their
 sessions remember how far they had come, so that an older sequence is refused as too old instead of carried out twice.
 Source: 30-replication, requests; counterexample 6.
+
+`Refusals` remembers the opposite: what was refused on a first try. Its author is told that nothing was written and begins a further try under
+a new id, so a second copy of the same frame must be refused as the first was. A try marked as `retry` is let through: its author speaks of
+an unknown outcome at worst.
 """
 
 from __future__ import annotations
@@ -67,6 +71,29 @@ class Outcome:
     def forget(self, item: int) -> None:
         place = self._items.index(item)
         del self._items[place], self._counters[place], self._who[place]
+
+
+#: status, required, got
+Refusal = tuple[int, int, int]
+REFUSALS_MAX = 10_000
+
+
+class Refusals:
+    """Items refused on the first try, by request and number in it. Bounded by number, not by time: a copy may come late. Lives as long as
+    the process, as the connections do on which a copy could come."""
+
+    __slots__ = ("_refusals",)
+
+    def __init__(self) -> None:
+        self._refusals: OrderedDict[RequestId, dict[int, Refusal]] = OrderedDict()
+
+    def note(self, request: RequestId, items: dict[int, Refusal]) -> None:
+        self._refusals.setdefault(request, {}).update(items)
+        if len(self._refusals) > REFUSALS_MAX:
+            self._refusals.popitem(last=False)
+
+    def of(self, request: RequestId) -> dict[int, Refusal]:
+        return self._refusals.get(request, {}) if self._refusals else {}
 
 
 class RequestMemory:

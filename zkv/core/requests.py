@@ -11,7 +11,7 @@ from typing import Final
 from zkv.core import messages as m
 from zkv.core.columns import Held, versions_of
 from zkv.core.events import Route
-from zkv.core.messages import Status
+from zkv.core.messages import UNKNOWN_STATUSES, Status
 from zkv.core.versions import Context, Sibling, visible
 from zkv.ids import Actor
 
@@ -155,6 +155,18 @@ class OpenPut(_Open):
             self._contexts,
             self.message.items,
         )
+
+    def refused(self) -> dict[int, tuple[int, int, int]]:
+        """Number of each item that was certainly not carried out -> status, required, got."""
+        if self._required is None or self._got is None:
+            return {}
+        numbers = self.message.items or range(len(self._statuses))
+        columns = zip(numbers, self._statuses, self._required, self._got, strict=True)
+        return {
+            number: (status, required, got)
+            for number, status, required, got in columns
+            if status != Status.OK and status not in UNKNOWN_STATUSES
+        }
 
 
 class OpenGet(_Open):

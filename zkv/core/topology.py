@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -101,7 +102,11 @@ def first_epoch(cluster_name: str, initial: Iterable[Entry], partitions: int = D
     """Epoch 1, the same on every node that was started with this list and name. ConfigError says what is wrong with them."""
     if not cluster_name:
         raise ConfigError("a cluster needs a name: --cluster-name NAME")
-    nodes = ordered(initial)
+    return _first_epoch(cluster_name, tuple(ordered(initial)), partitions)
+
+
+@lru_cache(maxsize=8)
+def _first_epoch(cluster_name: str, nodes: tuple[InitialNode, ...], partitions: int) -> TopologyDocument:
     digest = initial_hash(cluster_name, nodes, partitions)
     members = tuple(
         sorted(

@@ -218,6 +218,8 @@ class Writes:
     def _mint_if_read(self, group: WriteGroup) -> list[Effect]:
         if len(group.pasts) < group.pasts_needed or not group.covered:
             return []
+        if group.deadline_ns <= self._view.now_ns:
+            return []  # the last past and the end of the time came in one turn, after a pause: nothing is begun any more
         for contexts in group.pasts.values():
             if contexts is not group.covered:
                 group.covered = [

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: nobody at the other end after so long, as the real client
 CONNECT_NS: Final = 500 * MS
 TIMEOUT_NS: Final = 2 * SECOND
+#: how long a client waits for another one's read to follow
+FOLLOW_NS: Final = 100 * MS
 DEFAULT, STRICT = 1, 2
 
 
@@ -47,6 +49,8 @@ class Done:
     session: int
     invoked_ns: int
     done_ns: int = 0
+    #: a put that asked for the disk, whatever the policy
+    durable: bool = False
     #: some try was not the first
     retried: bool = False
     #: per key: "ok", "failed" (definite), "unknown"
@@ -87,6 +91,10 @@ class SimClient:
         self._generation = 0
         self._call: Call | None = None
         self._done: Done | None = None
+        #: read the keys of this one next
+        self._look: Done | None = None
+        #: the keys of our last write of unknown fate, until we have looked
+        self._doubted: list[bytes] | None = None
         self._read: dict[bytes, tuple[Context, set[bytes]]] = {}
         self._place = {node.member.address: node.index for node in world.nodes}
         self._wake_ns = 0
@@ -98,15 +106,37 @@ class SimClient:
         self.state.adopt(self.world.document, node.node, node.member.address)
 
     def next(self) -> None:
-        if self._call is not None:
+        if self._call is not None or self in self.world.followers:
             return
         if not self._operations:
-            self.finished = True
+            self.finished = self.world.look = True
             return
-        self._begin(self._operations.pop(0))
+        operation = self._operations.pop(0)
+        if self._look is not None:  # instead of what was planned
+            self._read_what(self._look)
+        elif operation[1] == "follow" and len(self.world.clients) > 1:
+            self.world.followers.append(self)
+            self.world.after(FOLLOW_NS, self._follow, [*operation[:1], "get", *operation[2:]], None)
+        else:
+            self._begin(operation)
+
+    def _follow(self, operation: Operation | None, read: Done | None) -> None:
+        """Read what another client was just shown, before it can have spread; or, when nobody read anything for a while, go on alone."""
+        if operation is not None:
+            if self in self.world.followers and self._call is None:
+                self.world.followers.remove(self)
+                self._begin(operation)
+        elif read is not None and self._call is None:
+            self._read_what(read)
+
+    def _read_what(self, other: Done) -> Done:
+        self._look = None
+        nothing: list[bytes | None] = [None] * len(other.keys)
+        empty: list[set[bytes]] = [set() for _ in other.keys]
+        return self.submit("get", other.bucket, other.keys, nothing, None, empty, other.number, None)
 
     def _begin(self, operation: Operation) -> None:
-        _, kind, places, number, solo, strict, level = operation
+        _, kind, places, number, solo, strict, level, durable = operation
         names = [b"s%d-%d" % (self.number, p) if solo and strict else b"k%d" % p for p in places]
         if solo and strict and kind in ("context", "empty"):
             kind = "put"
@@ -127,7 +157,7 @@ class SimClient:
                 replaces.append(set(shown))
         elif kind == "empty":
             contexts = [EMPTY] * len(keys)
-        self.submit(kind, bucket_id, keys, values, contexts, replaces, number, level)
+        self.submit(kind, bucket_id, keys, values, contexts, replaces, number, level, durable)
 
     def submit(
         self,
@@ -139,13 +169,25 @@ class SimClient:
         replaces: list[set[bytes]],
         number: int,
         level: m.Level,
+        durable: bool = False,
     ) -> Done:
         now_ns = self.world.now_ns
         if self.state.stale or self.state.document is None:
             self._adopt()
         bucket = self.state.bucket("strict" if bucket_id == STRICT else "default")
         done = self._done = Done(
-            self.number, number, kind, bucket_id, keys, values, contexts, replaces, level, self.state.session, now_ns
+            self.number,
+            number,
+            kind,
+            bucket_id,
+            keys,
+            values,
+            contexts,
+            replaces,
+            level,
+            self.state.session,
+            now_ns,
+            durable=durable,
         )
         self._watch.on_begin(done)
         deadline_ns = now_ns + TIMEOUT_NS
@@ -162,6 +204,7 @@ class SimClient:
                 deadline_ns,
                 contexts=contexts,
                 w=level,
+                durable=durable,
                 want_context=len(keys) == 1,
             )
         self._pump()
@@ -198,7 +241,8 @@ class SimClient:
             self._generation += 1
             link = self._links[order.address] = _Link(order.address, self._place[order.address], self._generation)
             there = self.world.delay_ns(self.index, link.node)
-            self.world.after(2 * there, self._connected, link)
+            refused = [self.number, link.node] in self.world.plan.unreached and not self.world.calm
+            self.world.after(2 * there, self._gave_up if refused else self._connected, link)
             self.world.after(CONNECT_NS, self._gave_up, link)
         link.queue.append(order)
 
@@ -238,7 +282,7 @@ class SimClient:
 
     def _deliver(self, node: Any, route: bytes, frames: list[bytes], life: int) -> None:
         if node.life == life:
-            node.take("clients", (route, frames))
+            node.take_last("clients", (route, frames))
 
     def receive(self, address: str, route: bytes, frames: list[bytes]) -> None:
         link = self._links.get(address)
@@ -270,6 +314,7 @@ class SimClient:
         done = self._done
         assert done is not None
         self._call = self._done = None
+        self.world.look = True
         for link in self._links.values():
             link.queue.clear()
         done.done_ns = self.world.now_ns
@@ -284,8 +329,26 @@ class SimClient:
             self._take_receipts(call, done)
         self.world.note("done", done.client, done.number, done.outcomes, sorted(done.shown.items()))
         self._watch.on_done(done)
+        if self.world.on_answer is not None and "ok" in done.outcomes:
+            strike, self.world.on_answer = self.world.on_answer, None
+            self.world.after(1, strike)
+        self._spread(done)
         think_ns = int(self.state._rng.expovariate(1.0) * self.world.plan.think_ms * MS)
         self.world.after(think_ns, self.next)
+
+    def _spread(self, done: Done) -> None:
+        """Who does not know what became of a write looks next, and who has looked makes all others look; followers look at once."""
+        if not done.is_get and "unknown" in done.outcomes:
+            self._look, self._doubted = done, done.keys
+        elif done.is_get and done.keys is self._doubted:
+            self._doubted = None
+            for other in self.world.clients.values():
+                if other is not self:
+                    other._look = done
+        if any(done.shown.values()):
+            followers, self.world.followers = self.world.followers, []
+            for follower in followers:
+                self.world.after(1, follower._follow, None, done)
 
     def _take_read(self, call: GetCall, done: Done) -> None:
         for positions, columns, reply in call.answers:

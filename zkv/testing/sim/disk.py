@@ -62,7 +62,8 @@ class SimFiles:
         self._locked.clear()
         self.armed.clear()
 
-    def lose_power(self) -> None:
+    def lose_power(self, kept: float | None = None) -> None:
+        """kept: the share of unsynced sectors that reached the disk; drawn for each file if it is not said."""
         dice = self._dice
         keep = dice.randint(0, len(self._journal))
         if keep:
@@ -70,7 +71,7 @@ class SimFiles:
         self._names = dict(self._disk_names)
         self._journal = []
         for inode in {id(inode): inode for inode in self._names.values() if inode is not None}.values():
-            lucky = dice.choice((0.0, 0.0, 0.5, 0.9, 1.0))
+            lucky = dice.choice((0.0, 0.0, 0.5, 0.9, 1.0)) if kept is None else kept
             for at, data in inode.pending:
                 if data is None:
                     if dice.random() < lucky:

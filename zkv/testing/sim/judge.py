@@ -10,11 +10,13 @@ wiped, put back to an old copy, or without power while the policy does not sync 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from zkv.codec import wire
 from zkv.core.effects import Mint
+from zkv.core.messages import Kind
 from zkv.core.versions import EMPTY, Context, VersionSet, context_of_base
-from zkv.ids import Dot
+from zkv.ids import Dot, RequestId
 from zkv.storage.record_table import RecordTable
 from zkv.testing.sim.clients import STRICT, Done
 
@@ -30,6 +32,10 @@ class Violation(Exception):
         super().__init__(f"{rule}: {text}")
         self.rule = rule
         self.key = key
+
+
+#: what stands for the values that a delete put in place of others
+_DELETED: Final = b""
 
 
 class _Minted:
@@ -54,8 +60,12 @@ class Judge:
         self._writes: dict[bytes, list[tuple[Done, int]]] = {}
         self._floors: dict[bytes, Context] = {}
         self._replaced: dict[bytes, dict[bytes, tuple[int, Done]]] = {}
-        #: node -> moments at which it may have lost records that it had acknowledged
-        self.losses: dict[int, list[int]] = {}
+        #: key -> value -> what it gave way to for good, at some distance
+        self._heirs: dict[bytes, dict[bytes, bytes]] = {}
+        #: node -> (moment at which it may have lost records that it had acknowledged, whether also those on its disk)
+        self.losses: dict[int, list[tuple[int, bool]]] = {}
+        #: (node, request) -> when the time that it came with has run out there
+        self._due: dict[tuple[int, RequestId], int] = {}
         #: from here on reads may miss what an acknowledged write put there: a store answers that does not know what it lost
         self.weak = False
         self.checks = 0
@@ -63,14 +73,47 @@ class Judge:
     def tell(self, key: bytes, text: str) -> None:
         self.story.append((self.now_ns(), key, text))
 
-    def lost(self, node: SimNode, *, unnoticed: bool = False) -> None:
-        self.losses.setdefault(node.node, []).append(self.now_ns())
+    def lost(self, node: SimNode, *, unnoticed: bool = False, synced_too: bool = True) -> None:
+        """synced_too: even what was on the disk."""
+        self.losses.setdefault(node.node, []).append((self.now_ns(), synced_too))
         self.weak = self.weak or unnoticed
 
     # --- stores ---
 
     def on_start(self, node: SimNode) -> None:
         self.tell(b"", f"{node.name} starts, life {node.life}{', unsynced' if node.view.unsynced else ''}")
+        self._check_kept(node)
+
+    def _check_kept(self, node: SimNode) -> None:
+        """What this store vouched for as durable is there after any restart that left its disk alone."""
+        gone_ns = max([at_ns for at_ns, synced_too in self.losses.get(node.node, ()) if synced_too], default=-1)
+        for key, writes in self._writes.items():
+            held, _ = node.table.read([key])
+            for write, place in writes:
+                value = write.values[place]
+                if not write.done_ns or value is None or write.outcomes[place] != "ok" or write.invoked_ns <= gone_ns:
+                    continue
+                if node.node not in write.nodes[place] or not (write.durable or self.plan.fsync == "group"):
+                    continue
+                dots = [mint.dot for mint in self._by_value.get(value, ()) if mint.dot is not None]
+                if held[0] is None or not any(held[0].context.covers(*dot) for dot in dots):
+                    raise Violation("kept", f"{node.name} acknowledged {value!r} and has lost it at a restart", key)
+
+    def on_turn(self, node: SimNode) -> None:
+        """What this turn takes in, before it does: the time of a put counts from here."""
+        for lane in (node.inbox.clients, node.inbox.peers):
+            for _, frames in lane:
+                if frames[0][3] == Kind.PUT:
+                    header = wire.decode_header(frames)
+                    key = node.index, (header.session, header.sequence)
+                    due_ns = self.now_ns() + header.remaining_ms * 1_000_000
+                    self._due[key] = max(due_ns, self._due.get(key, 0))
+
+    def _check_time(self, node: SimNode, order: Mint) -> None:
+        for (request, _), key in zip(order.requests, order.keys, strict=True):
+            late_ns = self.now_ns() - self._due.get((node.index, request), 0)
+            if late_ns > 0:
+                raise Violation("deadlines", f"{node.name} mints {late_ns / 1e6:.1f} ms after the time of the put", key)
 
     def on_table(self, node: SimNode) -> None:
         """Hear of every mint of this table, and of those that are undone."""
@@ -79,6 +122,7 @@ class Judge:
         fresh: list[tuple[bytes, _Minted]] = []
 
         def minting(order: Mint) -> Any:
+            self._check_time(node, order)
             before, _ = table.read(list(order.keys))
             answer = mint(order)
             block = answer[0]
@@ -240,42 +284,79 @@ class Judge:
 
     def _excused(self, write: Done, place: int) -> bool:
         """Whether every store that vouched for this write may have lost it since."""
-        return all(any(at_ns >= write.invoked_ns for at_ns in self.losses.get(node, ())) for node in write.nodes[place])
+        if not self.losses:
+            return False
+        return all(
+            any(
+                at_ns >= write.invoked_ns and (synced_too or not write.durable)
+                for at_ns, synced_too in self.losses.get(node, ())
+            )
+            for node in write.nodes[place]
+        )
 
     def _accounted(self, key: bytes, value: bytes, shown: set[bytes]) -> bool:
-        """Shown, or obsolete by a write that is shown, or obsolete itself."""
-        seen: set[bytes] = set()
+        """Shown, or obsolete by a write that is shown, or obsolete itself.
+
+        What a value gave way to for good is remembered, so that a long history is not searched again at every read.
+        """
+        heirs = self._heirs.setdefault(key, {})
+        last, passed = value, []
+        while last in heirs and last not in passed:
+            passed.append(last)
+            last = heirs[last]
+        if not (last == _DELETED or last in shown or self._search(key, last, shown)):
+            return bool(passed) and self._search(key, value, shown)
+        for gone in passed:
+            heirs[gone] = last
+        return True
+
+    def _search(self, key: bytes, value: bytes, shown: set[bytes]) -> bool:
+        certain = {value: True}
         open_values = [value]
         while open_values:
             gone = open_values.pop()
-            if gone in seen:
-                continue
-            seen.add(gone)
-            if gone in shown:
+            if gone == _DELETED or gone in shown:
+                if certain[gone] and gone != value:
+                    self._heirs[key][value] = gone
                 return True
-            dots = [mint.dot for mint in self._by_value.get(gone, ()) if mint.dot is not None]
-            for deleted in self._deletes.get(key, ()):
-                if any(deleted.covered.covers(*dot) or dot in deleted.held for dot in dots):
-                    return True
-            author, author_place = self._issued[key][gone]
-            # what its writer never learnt the fate of, it hides with whatever it writes next (decision 003)
-            given_up = not author.outcomes or author.outcomes[author_place] == "unknown"
-            for write, place in self._writes[key]:
-                newer = write.values[place]
-                mints = self._by_value.get(newer, ()) if newer is not None else ()
-                later = write.session == author.session and write.number > author.number
-                own = later and (write.contexts is None or given_up)
-                if newer is None:
-                    if own and write.done_ns and write.outcomes[place] != "failed":
-                        return True
-                elif write.contexts is not None:
-                    if mints and (own or gone in write.replaces[place]):
-                        open_values.append(newer)
-                elif mints and (
-                    own or any(mint.covered.covers(*dot) or dot in mint.held for mint in mints for dot in dots)
-                ):
+            for newer, sure in self._replaced_by(key, gone):
+                if newer not in certain:
+                    certain[newer] = certain[gone] and sure
                     open_values.append(newer)
         return False
+
+    def _replaced_by(self, key: bytes, gone: bytes) -> list[tuple[bytes, bool]]:
+        """(value, for good): what each write that replaced `gone` put in its place."""
+        dots = [mint.dot for mint in self._by_value.get(gone, ()) if mint.dot is not None]
+        for deleted in self._deletes.get(key, ()):
+            if any(deleted.covered.covers(*dot) or dot in deleted.held for dot in dots):
+                return [(_DELETED, True)]
+        author, author_place = self._issued[key][gone]
+        # what its writer never learnt the fate of, it hides with whatever it writes next (decision 003)
+        given_up = not author.outcomes or author.outcomes[author_place] == "unknown"
+        found: list[tuple[bytes, bool]] = []
+        for write, place in self._writes[key]:
+            newer = write.values[place]
+            own = (
+                write.session == author.session
+                and write.number > author.number
+                and (write.contexts is None or given_up)
+            )
+            if newer is None:
+                if own and write.done_ns and write.outcomes[place] != "failed":
+                    return [(_DELETED, bool(author.outcomes))]
+                continue
+            mints = self._by_value.get(newer)
+            if not mints:
+                continue
+            if own:
+                found.append((newer, bool(author.outcomes)))
+            elif write.contexts is not None:
+                if gone in write.replaces[place]:
+                    found.append((newer, True))
+            elif any(mint.covered.covers(*dot) or dot in mint.held for mint in mints for dot in dots):
+                found.append((newer, True))
+        return found
 
     def tell_story(self, key: bytes, lines_max: int = 80) -> list[str]:
         """Who wrote, who acked, who crashed, in order of time."""

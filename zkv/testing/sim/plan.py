@@ -13,14 +13,14 @@ import random
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 FAULTS: Final = (
     "kill", "power", "blackout", "pause", "cut", "isolate", "bridge", "ring", "halves", "flap", "wipe", "clone", "restore",
-    "full", "short", "eio", "slow", "clock",
+    "full", "short", "eio", "slow", "clock", "reset", "relapse", "mute",
 )  # fmt: skip
 #: (milliseconds, kind, numbers that say whom and how long)
 Fault = list[Any]
-#: (client, kind, keys, number of the operation, option)
+#: (client, kind, keys, number of the operation, has one writer, strict, level, durable)
 Operation = list[Any]
 
 
@@ -43,11 +43,14 @@ class Plan:
     allowed: list[str]
     operations: list[Operation] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    #: (client, node): as long as there are faults, this one never gets a connection to that one
+    unreached: list[list[int]] = field(default_factory=list)
 
     def options(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k not in ("operations", "faults")} | {
+        return {k: v for k, v in asdict(self).items() if k not in ("operations", "faults", "unreached")} | {
             "operations": len(self.operations),
             "faults": len(self.faults),
+            "unreached": [f"c{client}-n{node}" for client, node in self.unreached],
         }
 
     def line(self) -> str:
@@ -85,6 +88,11 @@ def draw(seed: int, operations: int = 200) -> Plan:
         think_ms=dice.choice((1, 5, 20)),
         allowed=allowed,
     )
+    # else every client asks the same coordinator for a key: everything; about half; one node alone
+    missing = dice.choice((0.0, 0.45, 1.0))
+    for client in range(plan.clients):
+        nodes = dice.sample(range(plan.nodes), plan.nodes - 1)
+        plan.unreached += [[client, node] for node in sorted(nodes) if dice.random() < missing]
     plan.operations = [_operation(plan, dice, number) for number in range(operations)]
     length_ms = int(operations / plan.clients * (plan.think_ms + 4 * plan.delay_ms + 2 * plan.sync_ms)) + 200
     if allowed:
@@ -95,13 +103,14 @@ def draw(seed: int, operations: int = 200) -> Plan:
 
 def _operation(plan: Plan, dice: random.Random, number: int) -> Operation:
     client = dice.randrange(plan.clients)
-    kind = dice.choices(("put", "context", "delete", "get", "empty"), (5, 4, 1, 5, 1))[0]
+    kind = dice.choices(("put", "context", "delete", "get", "empty", "follow"), (5, 4, 1, 4, 1, 1))[0]
     count = min(plan.keys, dice.randint(1, plan.batch_max))
     keys = sorted(dice.sample(range(plan.keys), count))
     solo = plan.bucket != "default" and dice.random() < 0.3
     strict = plan.bucket == "strict" or (plan.bucket == "both" and (solo or dice.random() < 0.5))
     level = dice.choices((None, 1, "all"), (16, 1, 1))[0]
-    return [client, kind, keys, number, solo, strict, level]
+    durable = plan.fsync != "group" and dice.random() < 0.3
+    return [client, kind, keys, number, solo, strict, level, durable]
 
 
 def _fault(plan: Plan, dice: random.Random, length_ms: int) -> Fault:

@@ -14,12 +14,13 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from zkv.core.topology import ring_of
 from zkv.ids import bucket_of
-from zkv.testing.sim.clients import Done, SimClient
+from zkv.testing.sim.clients import TIMEOUT_NS, Done, SimClient
 from zkv.testing.sim.disk import Names
 from zkv.testing.sim.judge import Judge, Violation
 from zkv.testing.sim.plan import Fault, Plan, draw
@@ -29,6 +30,7 @@ FORM_NS: Final = 20 * SECOND
 WORK_NS: Final = 300 * SECOND
 LIVE_NS: Final = 60 * SECOND
 SHRINK_RUNS: Final = 400
+SLOW_BEFORE_NS: Final = 100 * MS
 
 
 @dataclass(slots=True)
@@ -118,8 +120,6 @@ class Simulation:
 
     def _settled(self, nodes: list[SimNode]) -> bool:
         """All of these serve, are linked and may answer reads."""
-        if self.world.events & 7:
-            return False  # asked after every event; every eighth is often enough
         return all(
             n.up
             and not n.paused
@@ -148,6 +148,7 @@ class Simulation:
             node.files.full = False
             node.files.armed.clear()
             node.slow_ns = node.skew_ns = 0
+            node.muted = False
             node.resume(node.life)
         spare = self._dice.choice(world.nodes)
         core = [node for node in world.nodes if node is not spare]
@@ -166,7 +167,7 @@ class Simulation:
         self._demand(
             "convergence", "a healed cluster did not become whole", LIVE_NS, lambda: self._settled(world.nodes)
         )
-        world.run(world.now_ns + 3 * SECOND, lambda: False)  # what is open anywhere ends by its deadline
+        self._rest()
         if not self.judge.weak:
             self._ask_all("convergence", None)
         first = self._ask_all("convergence", "all")
@@ -175,8 +176,15 @@ class Simulation:
             if sorted(first[key].shown[0]) != sorted(second[key].shown[0]):
                 raise Violation("convergence", f"read twice: {first[key].shown[0]}, {second[key].shown[0]}", key)
             self._judge_final(key, set(second[key].shown[0]))
-        world.run(world.now_ns + 3 * SECOND, lambda: False)
+        self._rest()
         self._compare(list(first))
+
+    def _rest(self) -> None:
+        """What is open anywhere ends by its deadline, what is on its way arrives."""
+        world = self.world
+        nodes = world.nodes
+        world.run(world.now_ns + 3 * SECOND, lambda: all(n.driver.idle and not len(n.state.reads) for n in nodes))
+        world.run(world.now_ns + SECOND // 2, lambda: False)
 
     def _judge_final(self, key: bytes, shown: set[bytes]) -> None:
         judge = self.judge
@@ -253,7 +261,8 @@ class Simulation:
 
     def _all_whole(self) -> bool:
         return not any(
-            n.wiped or n.files.full or (n.up and (n.view.ring is None or n.view.unsynced)) for n in self.world.nodes
+            n.wiped or n.lacking or n.files.full or (n.up and (n.view.ring is None or n.view.unsynced))
+            for n in self.world.nodes
         ) and (self.plan.fsync == "group" or all(n.up for n in self.world.nodes))
 
     def _fault(self, fault: Fault) -> None:
@@ -283,9 +292,12 @@ class Simulation:
                 self._lose_power(node)
                 world.after(ns, node.start)
             case "blackout":
-                for each in world.nodes:
-                    self._lose_power(each)
-                    world.after(ns + dice.randrange(200 * MS), each.start)
+                if dice.random() < 0.3:
+                    self._black_out(ns, dice, None)
+                else:  # in the moment in which somebody has got an answer, at times while the disks are slower than the network
+                    for each in world.nodes if dice.random() < 0.5 else ():
+                        each.slow_ns = SLOW_BEFORE_NS
+                    world.on_answer = partial(self._black_out, ns, dice, dice.choice((0.0, 0.0, 0.5)))
             case "pause" if node.up and not node.paused:
                 node.paused = True
                 world.after(ns, node.resume, node.life)
@@ -305,12 +317,14 @@ class Simulation:
             case "flap" if node is not other:
                 for i in range(4):
                     world.after(i * (ns // 4 + 100 * MS), world.cut, [(node.index, other.index)], ns // 8 + 1)
+            case "reset" if node.up:
+                self.clients[other.index % len(self.clients)].lost(node.index, node.life)
+            case "relapse" if node is not other and self._all_whole() and not self.judge.losses:
+                # `other` misses what is written now; then `node` loses what it has, and meets nobody else for a while
+                world.cut([p for i in everyone if i != other.index for p in ((i, other.index), (other.index, i))], ns)
+                world.after(ns, self._relapse, node, other, ns + 2000 * MS)
             case "wipe" if self._all_whole() and not self.judge.losses:
-                node.die()
-                node.files.wipe()
-                node.wiped = True
-                self.judge.lost(node)
-                world.after(ns, self._start_wiped, node)
+                self._wipe(node, ns)
             case "clone" if node.up and node.view.ring is not None:
                 self._copies[node.index] = node.files.snapshot()
             case "restore" if node.index in self._copies and self._all_whole() and not self.judge.losses:
@@ -323,6 +337,9 @@ class Simulation:
                 world.after(ns, setattr, node.files, "full", False)
             case "short" | "eio" if node.up:
                 node.files.armed.add(kind)
+            case "mute":
+                node.muted = True  # longer than a call: whose put reached this node alone goes on and reads it there
+                world.after(TIMEOUT_NS + ns, setattr, node, "muted", False)
             case "slow":
                 node.slow_ns = ns
                 world.after(ns, setattr, node, "slow_ns", 0)
@@ -332,14 +349,39 @@ class Simulation:
                 return False
         return True
 
+    def _relapse(self, node: SimNode, other: SimNode, ns: int) -> None:
+        world = self.world
+        if world.calm or not self._all_whole() or self.judge.losses:
+            return
+        world.fired["relapse: wiped"] += 1
+        pair = (node.index, other.index)
+        rest = [i for i in range(len(world.nodes)) if i not in pair]
+        world.cut([p for i in rest for j in pair for p in ((i, j), (j, i))], ns)
+        self._wipe(node, 20 * MS)
+
+    def _wipe(self, node: SimNode, ns: int) -> None:
+        node.die()
+        node.files.wipe()
+        node.wiped = node.lacking = True
+        self.judge.lost(node)
+        self.world.after(ns, self._start_wiped, node)
+
     def _start_wiped(self, node: SimNode) -> None:
         node.wiped = False
         node.start()
 
-    def _lose_power(self, node: SimNode) -> None:
+    def _black_out(self, ns: int, dice: random.Random, kept: float | None) -> None:
+        if self.world.calm:
+            return
+        for each in self.world.nodes:
+            each.slow_ns = 0
+            self._lose_power(each, kept)
+            self.world.after(ns + dice.randrange(200 * MS), each.start)
+
+    def _lose_power(self, node: SimNode, kept: float | None = None) -> None:
         if self.plan.fsync != "group":
-            self.judge.lost(node, unnoticed=True)
-        node.die(power=True)
+            self.judge.lost(node, unnoticed=True, synced_too=False)
+        node.die(power=True, kept=kept)
 
 
 class _Hearing:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
 from heapq import heappop, heappush
+from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,16 +77,25 @@ class World:
         self.trace = blake2b(digest_size=16)
         self.fired: Counter[str] = Counter()
         self.events = 0
+        #: something ended that the phase may have waited for
+        self.look = False
         self.calm = True
         self.loss, self.duplicate, self.replay = plan.loss, plan.duplicate, plan.replay
-        self._delay = {}  # type: dict[tuple[int, int], float]
-        self._kept: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self.unreliable = bool(plan.loss or plan.duplicate or plan.replay)
+        ends = plan.nodes + plan.clients
+        #: mean delay of each link in nanoseconds, drawn when it is first used
+        self._delay = [[0.0] * ends for _ in range(ends)]
+        self._kept: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.cuts: Counter[tuple[int, int]] = Counter()
         self.initial, self.document, self.document_bytes = founded(plan.nodes)
         self.cluster = int.from_bytes(self.document.cluster_id[:8], "big")
         self.nodes = [SimNode(self, index) for index in range(plan.nodes)]
         self.by_id = {node.node: node for node in self.nodes}
         self.clients: dict[bytes, Any] = {}
+        #: called once, when the next call of a client was answered
+        self.on_answer: Callable[[], None] | None = None
+        #: clients that read next what somebody is shown next
+        self.followers: list[Any] = []
 
     # --- time ---
 
@@ -97,17 +107,27 @@ class World:
         self.at(self.now_ns + ns, call, *arguments)
 
     def run(self, until_ns: int, done: Callable[[], bool]) -> bool:
-        """Until `done` or the time; whether it was done."""
+        """Until `done` or the time; whether it was done. Asked when `look` was set, and now and then."""
         heap = self._heap
         while heap and heap[0][0] <= until_ns:
             when_ns, _, call, arguments = heappop(heap)
-            self.now_ns = max(self.now_ns, when_ns)
+            if when_ns > self.now_ns:
+                self.now_ns = when_ns
             self.events += 1
             call(*arguments)
-            if done():
-                return True
+            if self.look or not self.events & 15:
+                self.look = False
+                if done():
+                    return True
         self.now_ns = until_ns
         return done()
+
+    def skip(self, ns: int) -> bool:
+        """Let time pass at once if nothing happens in it."""
+        if self._heap and self._heap[0][0] <= self.now_ns + ns:
+            return False
+        self.now_ns += ns
+        return True
 
     def note(self, *words: object) -> None:
         """Part of the digest that two runs of one seed must share."""
@@ -116,39 +136,41 @@ class World:
     # --- network; a client is an end with a number above all nodes ---
 
     def delay_ns(self, source: int, target: int) -> int:
-        link = (source, target)
-        mean = self._delay.get(link)
-        if mean is None:
-            mean = self._delay[link] = self.plan.delay_ms * self.dice.choice((0.5, 1, 1, 3))
-        return int(self.dice.expovariate(1.0) * (1 if self.calm else mean) * MS) + 20_000
+        mean = self._delay[source][target]
+        if not mean:
+            mean = self._delay[source][target] = self.plan.delay_ms * self.dice.choice((0.3, 1, 1, 8)) * MS
+        return int(-log(1.0 - self.dice.random()) * (MS if self.calm else mean)) + 20_000
 
-    def send(self, source: int, target: int, deliver: Callable[..., None], *arguments: Any, again: bool = True) -> None:
-        """again: this frame may come twice, now or later."""
-        dice = self.dice
+    def send(self, source: int, target: int, deliver: Callable[..., None], *arguments: Any) -> None:
         if self.cuts and self.cuts[source, target]:
             self.fired["frame cut"] += 1
             return
-        if not self.calm and max(source, target) < len(
-            self.nodes
-        ):  # clients speak TCP: whole and in order, or broken off
-            if self.loss and dice.random() < self.loss:
-                self.fired["frame lost"] += 1
-                return
-            if again and self.duplicate and dice.random() < self.duplicate:
-                self.fired["frame duplicated"] += 1
-                self.after(self.delay_ns(source, target), deliver, *arguments)
-            if self.replay:
-                if again and dice.random() < self.replay:
-                    self._kept.append((source, target, deliver, arguments))
-                    if len(self._kept) > FRAMES_KEPT:
-                        self._kept.pop(dice.randrange(FRAMES_KEPT))
-                if self._kept and dice.random() < self.replay:
-                    self.fired["frame replayed"] += 1
-                    self.after(dice.randrange(50 * MS), self._replayed, *dice.choice(self._kept))
-        self.after(self.delay_ns(source, target), deliver, *arguments)
+        if self.unreliable and not self.calm and self._is_lost(source, target, deliver, arguments):
+            return
+        self.at(self.now_ns + self.delay_ns(source, target), deliver, *arguments)
 
-    def _replayed(self, source: int, target: int, deliver: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        deliver(*arguments)
+    def _is_lost(self, source: int, target: int, deliver: Callable[..., None], arguments: tuple[Any, ...]) -> bool:
+        """Whether this frame never arrives; one that does may come twice, now or later."""
+        dice = self.dice
+        if target >= len(self.nodes):
+            return False
+        # what a client sends may come twice; a connection that lost a part of it is broken
+        if self.loss and source < len(self.nodes) and dice.random() < self.loss:
+            self.fired["frame lost"] += 1
+            return True
+        if self.duplicate and dice.random() < self.duplicate:
+            self.fired["frame duplicated"] += 1
+            self.after(self.delay_ns(source, target), deliver, *arguments)
+        if self.replay:
+            if dice.random() < self.replay:
+                self._kept.append((deliver, arguments))
+                if len(self._kept) > FRAMES_KEPT:
+                    self._kept.pop(dice.randrange(FRAMES_KEPT))
+            if self._kept and dice.random() < self.replay:
+                self.fired["frame replayed"] += 1
+                old, old_arguments = dice.choice(self._kept)
+                self.after(dice.randrange(50 * MS), old, *old_arguments)
+        return False
 
     def cut(self, pairs: list[tuple[int, int]], ns: int) -> None:
         if self.calm:
@@ -222,19 +244,23 @@ class _Worker(InlineWorker):
     """Slow jobs that end when the disk of the plan has had its time."""
 
     def __init__(self, on_wake: Callable[[], None], node: SimNode) -> None:
-        super().__init__(on_wake)
+        super().__init__(lambda: None if self._in_time else on_wake())
         self._node = node
+        self._in_time = False
 
     def submit(self, job: Job) -> None:
         super().submit(job)
         world = self._node.world
         mean = 0.3 if world.calm else world.plan.sync_ms
-        ns = int(world.dice.expovariate(1.0) * mean * MS) + 50_000 + self._node.slow_ns
+        ns = int(-log(1.0 - world.dice.random()) * mean * MS) + 50_000 + self._node.slow_ns
         world.after(ns, self._ended, self._node.life)
 
     def _ended(self, life: int) -> None:
         if self._node.life == life and self._node.up and self.pending:
+            self._in_time = True
             self.run_pending()
+            self._in_time = False
+            self._node.turn_soon()
 
 
 class _NodeClock:
@@ -263,9 +289,13 @@ class SimNode(Node):
         self.paused = False
         self.skew_ns = 0
         self.slow_ns = 0
+        #: what it tells replicas to take never arrives; everything else does
+        self.muted = False
         self.boot = 0
         self.linked: set[NodeId] = set()
         self.wiped = False
+        #: it has to pull what the others hold before it is whole, up or down
+        self.lacking = False
         self._turn_due = False
         self._wake_ns = 0
         self.inbox = Inbox()
@@ -353,6 +383,7 @@ class SimNode(Node):
         if phase == ACTIVE:
             view.adopt(self._document, world.document_bytes)
             view.unsynced = self._log.manifest.unsynced
+            self.lacking = self.lacking or view.unsynced
         others = {mb.node_id: mb.name for mb in self._document.members if mb.node_id != self.node}
         stores = {NodeId(int(node, 16)): store for node, store in extra["stores"].items()}
         identity = Identity(
@@ -378,17 +409,21 @@ class SimNode(Node):
             note=lambda level, text: None,
         )
 
-    def die(self, *, power: bool = False) -> None:
+    def _mark_synced(self) -> None:
+        super()._mark_synced()
+        self.lacking = False
+
+    def die(self, *, power: bool = False, kept: float | None = None) -> None:
         if not self.up:
             if power:
                 self.boot += 1
-                self.files.lose_power()
+                self.files.lose_power(kept)
             return
         self.up = False
         self.world.note("die", self.index, power)
         if power:
             self.boot += 1
-            self.files.lose_power()
+            self.files.lose_power(kept)
         else:
             self.files.kill()
         self.world.left(self.index, silent=power)
@@ -400,11 +435,25 @@ class SimNode(Node):
             getattr(self.inbox, lane).append(entry)
             self.wake()
 
+    def take_last(self, lane: str, entry: Any) -> None:
+        """As `take`, by what ends with it."""
+        if self.up:
+            getattr(self.inbox, lane).append(entry)
+            self.turn_soon()
+
     def wake(self) -> None:
         """A turn soon: what arrives meanwhile is taken with it."""
         if not self._turn_due:
             self._turn_due = True
             self.world.after(TURN_NS, self._turn, self.life)
+
+    def turn_soon(self) -> None:
+        """As `wake`, at the very end of what happens now: with nothing else to come before the turn, it needs no place in the queue."""
+        if not self._turn_due:
+            if self.world.skip(TURN_NS):
+                self._turn(self.life)
+            else:
+                self.wake()
 
     def _turn(self, life: int) -> None:
         if life != self.life or not self.up:
@@ -412,24 +461,31 @@ class SimNode(Node):
         self._turn_due = False
         if self.paused:
             return
-        box, self.inbox = self.inbox, Inbox()
+        self.world.watch.on_turn(self)
         try:
-            self.driver.turn(box)
+            self.driver.turn(self.inbox)
         except StorageFailed:
             self.world.fired["store failed"] += 1
             self.world.note("store failed", self.index)
             self.die()
             self.world.after(RESTART_NS, self.start)
             return
+        self.inbox.clear()
+        self._wake_when_due()
+
+    def _wake_when_due(self) -> None:
         due_ns = self.driver.next_wakeup_ns()
         if not self._wake_ns or due_ns < self._wake_ns:
             self._wake_ns = due_ns
-            self.world.at(max(due_ns, self.world.now_ns + 20_000), self._woken, life, due_ns)
+            self.world.at(max(due_ns, self.world.now_ns + 20_000), self._woken, self.life, due_ns)
 
     def _woken(self, life: int, due_ns: int) -> None:
         if life == self.life and due_ns == self._wake_ns:
             self._wake_ns = 0
-            self.wake()
+            if self.driver.next_wakeup_ns() <= self.world.now_ns:
+                self.turn_soon()
+            else:  # what it was for has been settled
+                self._wake_when_due()
 
     def resume(self, life: int) -> None:
         if life == self.life and self.up and self.paused:
@@ -448,23 +504,22 @@ class _Transport:
         owner = self._owner
         if node not in owner.linked:
             return False
+        if owner.muted and frames[0][3] == Kind.REPLICA_PUT:
+            owner.world.fired["frame muted"] += 1
+            return True
         target = owner.world.by_id[node]
-        # A forwarded put is a client's frame: its refusal is final, and is not remembered. Real links never repeat a frame.
-        owner.world.send(
-            owner.index,
-            target.index,
-            self._deliver,
-            target,
-            "peers",
-            self._route,
-            list(frames),
-            again=frames[0][3] != Kind.PUT,
-        )
+        deliver = self._deliver_put if frames[0][3] == Kind.PUT else self._deliver
+        owner.world.send(owner.index, target.index, deliver, target, "peers", self._route, list(frames), target.life)
         return True
 
-    def _deliver(self, target: SimNode, lane: str, origin: object, frames: list[bytes]) -> None:
+    def _deliver_put(self, target: SimNode, lane: str, origin: object, frames: list[bytes], life: int) -> None:
+        """A put does not outlive the process that it was sent to: what that one refused, the next one would carry out."""
+        if target.life == life:
+            self._deliver(target, lane, origin, frames)
+
+    def _deliver(self, target: SimNode, lane: str, origin: object, frames: list[bytes], life: int = 0) -> None:
         target.world.trace.update(b"%d %d %s" % (target.world.now_ns, target.index, frames[0]))
-        target.take(lane, (origin, frames))
+        target.take_last(lane, (origin, frames))
 
     def answer_peer(self, route: bytes, frames: Frames) -> bool:
         owner = self._owner
@@ -484,10 +539,18 @@ class _Transport:
         return True
 
     def publish(self, frames: Frames) -> None:
-        owner = self._owner
-        for other in owner.world.nodes:
+        """A heartbeat is no work that anybody waits for: it is taken with the next turn, at the latest that of the other's own heartbeat."""
+        owner, world = self._owner, self._owner.world
+        for other in world.nodes:
             if other is not owner and owner.node in other.linked:
-                owner.world.send(owner.index, other.index, self._deliver, other, "gossip", owner.node, list(frames))
+                if world.unreliable or world.cuts:
+                    world.send(owner.index, other.index, self._overheard, other, owner.node, list(frames))
+                else:
+                    self._overheard(other, owner.node, list(frames))
+
+    def _overheard(self, target: SimNode, origin: NodeId, frames: list[bytes]) -> None:
+        if target.up:
+            target.inbox.gossip.append((origin, frames))
 
 
 #: what a node would write into its log is no part of a run
