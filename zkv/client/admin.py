@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from zkv.client.engine import Engine
 from zkv.client.keys import Key, key_bytes
@@ -16,6 +16,9 @@ from zkv.client.session import Session, Steps
 from zkv.core import messages as m
 from zkv.core.client_outcomes import error_of, failure_of_refusal
 from zkv.errors import ConnectFailed, DeadlineExceeded, ProtocolError, Unsupported, ZkvError
+
+if TYPE_CHECKING:
+    from zkv.client.aio_engine import AioEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,26 @@ class Admin(Questions):
 
     def buckets(self, *, timeout: float | None = None) -> tuple[BucketReport, ...]:
         return buckets_of(self._engine.finish(self._ask("buckets", {}, timeout)))
+
+
+class AsyncAdmin(Questions):
+    """The same questions of the asyncio client."""
+
+    _engine: AioEngine
+
+    async def status(self, *, timeout: float | None = None) -> StatusReport:
+        """Also of a cluster that has not formed yet."""
+        return status_of(await self._engine.finish(self._ask("status", {}, timeout)))
+
+    async def ring(self, *, timeout: float | None = None) -> RingReport:
+        return ring_of(await self._engine.finish(self._ask("ring", {}, timeout)))
+
+    async def explain(self, key: Key, *, bucket: str | None = None, timeout: float | None = None) -> Mapping[str, Any]:
+        """Where a key lives, who can be reached, and what each replica holds of it."""
+        return await self._engine.finish(self._explain(key, bucket, timeout))
+
+    async def buckets(self, *, timeout: float | None = None) -> tuple[BucketReport, ...]:
+        return buckets_of(await self._engine.finish(self._ask("buckets", {}, timeout)))
 
 
 def status_of(document: dict[str, Any]) -> StatusReport:

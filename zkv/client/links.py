@@ -40,6 +40,7 @@ _OPTIONS: Final[dict[zmq.SocketOption, int]] = {
     zmq.HEARTBEAT_IVL: 500,  # a stopped process or a cut cable is noticed within two seconds
     zmq.HEARTBEAT_TIMEOUT: 1500,
     zmq.HANDSHAKE_IVL: 3000,
+    zmq.SNDHWM: 0,  # calls under way are bounded; a full queue would look like a link that has ended
     zmq.MAXMSGSIZE: MESSAGE_BYTES_MAX,
     zmq.IPV6: 1,
 }
@@ -58,6 +59,9 @@ _O = TypeVar("_O", bound=Order)
 
 class Exchange(Protocol[_O]):
     """What an engine drives to its end: a call of client_calls, or anything else of that shape."""
+
+    @property
+    def deadline_ns(self) -> int: ...
 
     @property
     def done(self) -> bool: ...

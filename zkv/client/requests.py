@@ -9,15 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from zkv.client.codecs import Codec
-from zkv.client.decode import Found, found_items, item_of, plain_values, promises_of, receipt_of
+from zkv.client.decode import Found, expiry_of, found_items, item_of, plain_values, promises_of, receipt_of
 from zkv.client.keys import Key, stored_keys
 from zkv.client.results import BatchResult, Item, PutResult, conflict_of
 from zkv.client.session import Session, Steps
 from zkv.codec.records import context_from_bytes
-from zkv.core.client_calls import Call
 from zkv.core.client_puts import GetCall, PutCall
 from zkv.core.messages import BATCH_VALUES_BYTES_MAX, LEVELS, Level
 from zkv.core.topology import Bucket as BucketEntry
@@ -26,9 +25,7 @@ from zkv.errors import (
     BatchError,
     CodecError,
     ConfigError,
-    ConnectFailed,
     InvalidKey,
-    NotFound,
     ProtocolError,
     TooLarge,
     Unsupported,
@@ -43,6 +40,11 @@ K = TypeVar("K", bound=Key)
 
 
 _CONDITIONAL = "conditional writes need one agreed order of writes per key, which does not exist yet; read with get_item() and put with its context, or use update()"
+
+
+class HasDeadline(Protocol):
+    @property
+    def deadline_ns(self) -> int: ...
 
 
 class Requests(Generic[V]):
@@ -80,11 +82,7 @@ class Requests(Generic[V]):
 
     def _ttl(self, key: Key, timeout: float | None) -> Steps[float | None]:
         call, _ = yield from self._read([key], None, None, timeout, heads=True)
-        _, reply, start, end, _ = next(found_items(call))
-        if end == start:
-            raise NotFound(key)
-        expires = reply.expires_ms[start:end] if reply.expires_ms else [0]
-        return max(0.0, max(expires) / 1000 - time.time()) if min(expires) else None
+        return expiry_of(next(found_items(call)), key)
 
     def _update(
         self,
@@ -182,7 +180,7 @@ class Requests(Generic[V]):
             stored,
             now_ns,
             deadline_ns,
-            r=_level("r", r),
+            r=checked_level("r", r),
             sloppy=sloppy,
             want_context=want_context,
             heads=heads,
@@ -238,14 +236,13 @@ class Requests(Generic[V]):
         durable: bool,
         timeout: float | None,
     ) -> Steps[PutResult]:
-        contexts: list[Context | None] | None = None if context is None else [_context(context)]
+        contexts: list[Context | None] | None = None if context is None else [checked_context(context)]
         call = yield from self._write(
             [key], [value], w, ttl, sloppy, durable, timeout, contexts=contexts, want_context=True
         )
         if call.failures:
             raise call.errors()[0]
-        names = self._engine.state.names
-        return receipt_of(call, lambda node: names.get(node, f"{node:016x}"))
+        return receipt_of(call, self._engine.name_of)
 
     def _write(
         self,
@@ -272,7 +269,7 @@ class Requests(Generic[V]):
         else:
             checksums = list(map(checksum_of, values))  # type: ignore[arg-type]
         _check_sizes(values)
-        expires_ms = None if ttl is None else [_expiry(ttl)] * len(stored)
+        expires_ms = None if ttl is None else [checked_expiry(ttl)] * len(stored)
         with engine.lock:
             call = PutCall(
                 engine.state,
@@ -284,7 +281,7 @@ class Requests(Generic[V]):
                 deadline_ns,
                 contexts=contexts,
                 expires_ms=expires_ms,
-                w=_level("w", w),
+                w=checked_level("w", w),
                 sloppy=sloppy,
                 durable=durable,
                 want_context=want_context,
@@ -336,8 +333,8 @@ class Requests(Generic[V]):
         return f"<{type(self).__name__} {self.name!r} of {self._engine.target.url}>"
 
     def _note(self, errors: Iterable[ZkvError]) -> None:
-        if any(isinstance(error, ConnectFailed) for error in errors):
-            self._engine.note_unreached()
+        for error in errors:
+            self._engine.note_error(error)
 
 
 def refuse_conditions(if_absent: object, if_match: object) -> None:
@@ -345,20 +342,20 @@ def refuse_conditions(if_absent: object, if_match: object) -> None:
         raise Unsupported(f"{'if_absent' if if_absent is not None else 'if_match'}=: {_CONDITIONAL}")
 
 
-def _level(name: str, level: Level) -> Level:
+def checked_level(name: str, level: Level) -> Level:
     if level is None or (type(level) is int and 1 <= level <= 255) or (isinstance(level, str) and level in LEVELS):
         return level
     raise ConfigError(f"{name}={level!r}: expected a number from 1 to 255 or one of {', '.join(LEVELS)}")
 
 
-def _context(context: bytes) -> Context:
+def checked_context(context: bytes) -> Context:
     try:
         return context_from_bytes(context) if context else EMPTY
     except ProtocolError as error:
         raise CodecError("context=: not a context; pass what get_item() or put() returned") from error
 
 
-def _expiry(ttl: float | timedelta) -> int:
+def checked_expiry(ttl: float | timedelta) -> int:
     seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
     if type(seconds) not in (int, float) or not 0 < seconds < 1e11:
         raise ConfigError(f"ttl={ttl!r}: expected a number of seconds above 0")
@@ -366,14 +363,18 @@ def _expiry(ttl: float | timedelta) -> int:
 
 
 def _check_sizes(values: Sequence[bytes | None]) -> None:
+    largest = max((value for value in values if value is not None), key=len, default=None)
+    check_size(largest)
+
+
+def check_size(value: bytes | None) -> None:
     """A value that fits in no message. The bucket's own, lower, limit is the node's to know."""
-    largest = max((len(value) for value in values if value is not None), default=0)
-    if largest > BATCH_VALUES_BYTES_MAX:
+    if value is not None and len(value) > BATCH_VALUES_BYTES_MAX:
         raise TooLarge(
-            f"a value of {largest:,} bytes is over the limit of any bucket, {BATCH_VALUES_BYTES_MAX:,}; nothing was written"
+            f"a value of {len(value):,} bytes is over the limit of any bucket, {BATCH_VALUES_BYTES_MAX:,}; nothing was written"
         )
 
 
-def remaining_of(call: Call) -> float:
+def remaining_of(call: HasDeadline) -> float:
     """Seconds that a call left of its deadline, a moment at least: what follows then says in its own words that the time is up."""
     return max(0.001, (call.deadline_ns - time.monotonic_ns()) / 1e9)

@@ -22,7 +22,8 @@ from zkv.core import messages as m
 from zkv.core.client_asks import AskEach, HelloCall
 from zkv.core.client_state import ClientState
 from zkv.core.topology import Bucket
-from zkv.errors import Closed
+from zkv.errors import Closed, ConnectFailed, ZkvError
+from zkv.ids import NodeId
 
 _T = TypeVar("_T")
 
@@ -105,6 +106,10 @@ class Session:
         with self.lock:
             return [(self.state.session, self.state.next_sequence()) for _ in range(count)]
 
-    def note_unreached(self) -> None:
+    def name_of(self, node: NodeId) -> str:
+        return self.state.names.get(node) or f"{node:016x}"
+
+    def note_error(self, error: ZkvError) -> None:
         """Nobody could be reached where the topology says they are: ask the seeds again before the next call."""
-        self.state.stale = True
+        if isinstance(error, ConnectFailed):
+            self.state.stale = True
