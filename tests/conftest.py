@@ -8,6 +8,7 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kill-rounds", type=int, default=5, help="how often all nodes are killed at once under load")
     parser.addoption("--stanzas", type=int, default=5_000, help="how many Debian stanzas go through import and export")
+    parser.addoption("--storm-seconds", type=float, default=6, help="how long a thousand tasks are cancelled at random")
     parser.addoption("--seeds-scale", type=float, default=1, help="run this many times the usual random histories")
 
 
@@ -34,3 +35,10 @@ def kill_rounds(request: pytest.FixtureRequest) -> int:
     rounds = request.config.getoption("--kill-rounds")
     assert isinstance(rounds, int)
     return rounds
+
+
+@pytest.fixture
+def storm_seconds(request: pytest.FixtureRequest) -> float:
+    seconds = request.config.getoption("--storm-seconds")
+    assert isinstance(seconds, float | int)
+    return seconds

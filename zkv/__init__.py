@@ -41,11 +41,13 @@ from zkv.errors import (
 
 if TYPE_CHECKING:
     from zkv import resolve
-    from zkv.client import BatchResult, Bucket, Client, Item, PutResult, connect
+    from zkv.client import AsyncBucket, AsyncClient, BatchResult, Bucket, Client, Item, PutResult, aconnect, connect
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncBucket",
+    "AsyncClient",
     "AuthFailed",
     "BatchError",
     "BatchResult",
@@ -82,18 +84,15 @@ __all__ = [
     "resolve",
 ]
 
-_LAZY = dict.fromkeys(("BatchResult", "Bucket", "Client", "Item", "PutResult", "connect"), "zkv.client")
+_LAZY = dict.fromkeys(
+    ("AsyncBucket", "AsyncClient", "BatchResult", "Bucket", "Client", "Item", "PutResult", "aconnect", "connect"),
+    "zkv.client",
+)
 
 
 def open(path: object, **settings: object) -> NoReturn:
     raise Unsupported(
         "zkv.open: the store embedded in one process does not exist yet; run `zkv serve` and use zkv.connect()"
-    )
-
-
-def aconnect(url: object = None, **options: object) -> NoReturn:
-    raise Unsupported(
-        "zkv.aconnect: the asyncio client does not exist yet; use zkv.connect(), whose calls may run in asyncio.to_thread()"
     )
 
 

@@ -7,6 +7,7 @@ Whole replies are read by column; only what is out of the ordinary (several sibl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -19,7 +20,7 @@ from zkv.codec.records import context_to_bytes
 from zkv.core import messages as m
 from zkv.core.client_parts import Positions, take
 from zkv.core.client_puts import GetCall, PutCall
-from zkv.errors import CorruptData, ZkvError
+from zkv.errors import CorruptData, NotFound, ZkvError
 from zkv.ids import NodeId, checksum_of
 from zkv.resolve import Resolver
 
@@ -71,7 +72,7 @@ def plain_values(
     decode = codec.decode
     for answer in call.answers:
         positions, columns, reply = answer
-        if columns is None and reply.counts is None and _intact(reply):
+        if columns is None and reply.counts is None and intact(reply):
             given = take(keys, positions)
             values.update(zip(given, reply.values if codec.trivial else map(decode, reply.values), strict=True))
             continue
@@ -98,25 +99,39 @@ def found_items_of(answer: tuple[Positions, list[int] | None, m.GetReply]) -> It
         yield position, reply, starts[column], starts[column + 1], column
 
 
-def _intact(reply: m.GetReply) -> bool:
+def intact(reply: m.GetReply) -> bool:
     digest = xxh3_64_intdigest
     return [digest(value) & _LOW for value in reply.values] == reply.checksums
 
 
+def expiry_of(found: Found, key: object) -> float | None:
+    """Seconds left; None if it never expires. Raises: NotFound."""
+    _, reply, start, end, _ = found
+    if end == start:
+        raise NotFound(key)
+    expires = reply.expires_ms[start:end] if reply.expires_ms else [0]
+    return max(0.0, max(expires) / 1000 - time.time()) if min(expires) else None
+
+
 def receipt_of(call: PutCall, names: Callable[[NodeId], str]) -> PutResult:
     """The result of a put of one key that is ok."""
-    _, columns, reply = call.answers[0]
-    column = 0 if columns is None else columns[0]
-    place = reply.receipt_of_item[column] if reply.receipt_of_item else 0
-    receipt = reply.receipts[place] if 0 <= place < len(reply.receipts) else m.Receipt([], False, False, 0)
-    context = reply.contexts[column] if reply.contexts else None
-    return PutResult(
-        b"" if context is None else context_to_bytes(context),
-        tuple([names(node) for node in receipt.nodes]),
-        receipt.sloppy,
-        receipt.durable,
-        receipt.epoch,
-    )
+    return receipts_of(call.answers[0], names)[0]
+
+
+def receipts_of(
+    answer: tuple[Positions, list[int] | None, m.PutReply], names: Callable[[NodeId], str]
+) -> list[PutResult]:
+    """One result for each position of the answer."""
+    positions, columns, reply = answer
+    shown = [(tuple(map(names, r.nodes)), r.sloppy, r.durable, r.epoch) for r in reply.receipts]
+    places, contexts = reply.receipt_of_item, reply.contexts
+    results = []
+    for column in range(len(positions)) if columns is None else columns:
+        place = places[column] if places else 0
+        acked, sloppy, durable, epoch = shown[place] if 0 <= place < len(shown) else ((), False, False, 0)
+        context = contexts[column] if contexts else None
+        results.append(PutResult(b"" if context is None else context_to_bytes(context), acked, sloppy, durable, epoch))
+    return results
 
 
 def promises_of(call: PutCall) -> tuple[bool, bool]:

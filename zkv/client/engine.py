@@ -1,4 +1,4 @@
-"""What the threads of one client share: state under a lock, idle lanes, topology, life and death, fork.
+"""The engine of the synchronous client: state under a lock, idle lanes, life and death, fork.
 
 Owns: the lock, the lanes, the session's renewal in a forked child. Must not know: values, codecs, results.
 
@@ -12,54 +12,51 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from zkv.client.lanes import Exchange, Lane, Order, abandon_context
-from zkv.client.url import Target, check_timeout
-from zkv.codec.value import document_from
-from zkv.core import messages as m
-from zkv.core.client_asks import AskEach, HelloCall
+from zkv.client.lanes import Lane
+from zkv.client.links import Exchange, Order, abandon_context
+from zkv.client.session import Learn, Pause, Session, Steps
+from zkv.client.url import Target
 from zkv.core.client_state import ClientState
-from zkv.core.topology import Bucket
 from zkv.errors import Closed
 
 _O = TypeVar("_O", bound=Order)
+_T = TypeVar("_T")
 
 
-class Engine:
+class Engine(Session):
     """Shared by a client and its buckets."""
 
     def __init__(self, target: Target) -> None:
-        self.target: Final = target
-        self.closed = False
-        self._name = f"zkv-python-{os.getpid()}"
+        super().__init__(target)
         self._reset()
         _ENGINES.add(self)
 
     def _reset(self) -> None:
-        self.state = ClientState(random.Random())
         self.lock = threading.Lock()
         self._idle: list[Lane] = []
         self._lanes: set[Lane] = set()
 
     # --- calls ---
 
-    def deadline_ns(self, timeout: float | None, now_ns: int) -> int:
-        """Raises: Closed; ConfigError for a timeout that is none."""
-        if self.closed:
-            raise Closed("the client was closed")
-        seconds = self.target.timeout if timeout is None else check_timeout(timeout)
-        return now_ns + int(seconds * 1e9)
+    def finish(self, steps: Steps[_T]) -> _T:
+        """Drive each step to its end in this thread; what the steps came to."""
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Learn):
+                    self.finish(self.hello(step.deadline_ns))
+                elif isinstance(step, Pause):
+                    time.sleep(step.seconds)
+                else:
+                    self.run(step)
+                step = next(steps)
+        except StopIteration as end:
+            result: _T = end.value
+            return result
 
-    def bucket(self, name: str, deadline_ns: int) -> Bucket:
-        """The bucket as the topology has it; asks for the topology first if need be. Raises: NoSuchBucket and what `hello` raises."""
-        state = self.state
-        if state.document is None or state.stale:
-            self.hello(deadline_ns)
-        return state.bucket(name)
-
-    def run(self, call: Exchange[_O]) -> None:
+    def run(self, call: Exchange[Any]) -> None:
         """Drive a call to its end in this thread."""
         with self.lock:
             if self.closed:
@@ -87,37 +84,6 @@ class Engine:
             self._lanes.discard(lane)
         lane.close()
 
-    def hello(self, deadline_ns: int) -> None:
-        """Learn the topology from whoever answers first."""
-        address, welcome = self.greet(deadline_ns)
-        document = document_from(welcome.document)
-        with self.lock:
-            self.state.adopt(document, welcome.node, address)
-
-    def greet(self, deadline_ns: int) -> tuple[str, m.Welcome]:
-        """The first address that answers and what it says, unread."""
-        with self.lock:
-            known = self.state.addresses.values()
-            addresses = tuple(dict.fromkeys((*self.target.addresses, *known)))
-        call = HelloCall(addresses, self._name, time.monotonic_ns(), deadline_ns, self.state.backoff_ns)
-        self.run(call)
-        return call.check()
-
-    def ask(
-        self, asks: Sequence[tuple[str, m.Scan | m.Admin]], deadline_ns: int
-    ) -> list[m.ScanReply | m.AdminReply | m.Refused | None]:
-        call = AskEach(self.state, asks, deadline_ns)
-        self.run(call)
-        return call.replies
-
-    def new_requests(self, count: int) -> list[tuple[int, int]]:
-        with self.lock:
-            return [(self.state.session, self.state.next_sequence()) for _ in range(count)]
-
-    def note_unreached(self) -> None:
-        """Nobody could be reached where the topology says they are: ask the seeds again before the next call."""
-        self.state.stale = True
-
     @property
     def dropped(self) -> int:
         """Replies that answered nothing open: late ones, mostly."""
@@ -142,9 +108,8 @@ class Engine:
     def after_fork(self) -> None:
         """In the child: other threads and the parent's sockets are not ours."""
         _ABANDONED.append((self._lanes, self._idle, self.state))
-        closed = self.closed
+        self.state = ClientState(random.Random())
         self._reset()
-        self.closed = closed
         self._name = f"zkv-python-{os.getpid()}"
 
 

@@ -11,11 +11,13 @@ Invariant: a key that was acknowledged before the export began and not deleted s
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from zkv.client.decode import found_items, item_of
 from zkv.client.keys import key_text
+from zkv.client.requests import Requests
+from zkv.client.results import Item
+from zkv.client.session import Pause, Steps
 from zkv.core import messages as m
 from zkv.core.client_outcomes import error_of, failure_of_refusal
 from zkv.core.messages import Status
@@ -25,7 +27,6 @@ from zkv.errors import Unavailable
 from zkv.ids import BUCKET_BYTES, NodeId
 
 if TYPE_CHECKING:
-    from zkv.client.bucket import Bucket
     from zkv.core.topology import Bucket as BucketEntry
 
 PAGE_KEYS: Final = 1_000
@@ -37,42 +38,57 @@ _PAUSE_S: Final = 0.05
 Cursor = tuple[Row, bytes]
 
 
-def export(bucket: Bucket[Any], *, values: bool, as_bytes: bool, timeout: float | None) -> Iterator[tuple[Any, Any]]:
-    engine = bucket._engine
-    now_ns = time.monotonic_ns()
-    entry = engine.bucket(bucket.name, engine.deadline_ns(timeout, now_ns))
-    ring = engine.state.ring
-    assert ring is not None
-    todo: list[Cursor] = [(row, b"") for row in reversed(ring.rows[entry.class_id])]
-    while todo:
-        window = [todo.pop() for _ in range(min(WINDOW, len(todo)))]
-        keys, unfinished = _pages(bucket, entry, window, timeout)
-        todo.extend(unfinished)
-        for start in range(0, len(keys), PAGE_KEYS * 4):
-            given = [key[BUCKET_BYTES:] for key in keys[start : start + PAGE_KEYS * 4]]
-            for key, item in _items(bucket, given, timeout):
-                shown = key if as_bytes else key_text(key)
-                if not values:
-                    yield shown, item
-                else:
-                    yield shown, item.value
+class Export:
+    """A walk through one bucket, page by page."""
+
+    def __init__(self, bucket: Requests[Any], *, values: bool, as_bytes: bool, timeout: float | None) -> None:
+        self._bucket = bucket
+        self._values = values
+        self._as_bytes = as_bytes
+        self._timeout = timeout
+        self._entry: BucketEntry | None = None
+        self._todo: list[Cursor] = []
+        self._keys: list[bytes] = []
+
+    def next_page(self) -> Steps[list[tuple[Any, Any]] | None]:
+        """The next keys with what is wanted of them; None at the end."""
+        if self._entry is None:
+            engine = self._bucket._engine
+            self._entry = yield from engine.bucket(
+                self._bucket.name, engine.deadline_ns(self._timeout, time.monotonic_ns())
+            )
+            ring = engine.state.ring
+            assert ring is not None
+            self._todo = [(row, b"") for row in reversed(ring.rows[self._entry.class_id])]
+        while not self._keys:
+            if not self._todo:
+                return None
+            window = [self._todo.pop() for _ in range(min(WINDOW, len(self._todo)))]
+            self._keys, unfinished = yield from _pages(self._bucket, self._entry, window, self._timeout)
+            self._todo.extend(unfinished)
+        given = [key[BUCKET_BYTES:] for key in self._keys[: PAGE_KEYS * 4]]
+        del self._keys[: PAGE_KEYS * 4]
+        items = yield from _items(self._bucket, given, self._timeout)
+        return [(key if self._as_bytes else key_text(key), item.value if self._values else item) for key, item in items]
 
 
-def _items(bucket: Bucket[Any], keys: list[bytes], timeout: float | None) -> Iterator[tuple[bytes, Any]]:
-    call, entry = bucket._read(keys, None, None, timeout, want_context=True, whole=False)
+def _items(bucket: Requests[Any], keys: list[bytes], timeout: float | None) -> Steps[list[tuple[bytes, Item]]]:
+    call, entry = yield from bucket._read(keys, None, None, timeout, want_context=True, whole=False)
     if call.failures:
         raise next(iter(call.errors().values()))
     rule = bucket._rule(None, entry)
+    items = []
     for found in sorted(found_items(call), key=lambda found: found[0]):
         key = keys[found[0]]
         item = item_of(found, bucket._codec, rule, key)
         if item.found:
-            yield key, item
+            items.append((key, item))
+    return items
 
 
 def _pages(
-    bucket: Bucket[Any], entry: BucketEntry, window: list[Cursor], timeout: float | None
-) -> tuple[list[bytes], list[Cursor]]:
+    bucket: Requests[Any], entry: BucketEntry, window: list[Cursor], timeout: float | None
+) -> Steps[tuple[list[bytes], list[Cursor]]]:
     """The next keys of each partition of the window, and those that are not through yet.
 
     Raises: Unavailable when too few replicas of a partition answer until the deadline.
@@ -84,7 +100,7 @@ def _pages(
     left = window
     answers: dict[int, dict[int, m.ScanReply]] = {}
     while left:
-        _ask(bucket, entry, left, answers, deadline_ns)
+        yield from _ask(bucket, entry, left, answers, deadline_ns)
         short: list[Cursor] = []
         for row, after in left:
             got = answers.get(row.partition, {})
@@ -101,12 +117,12 @@ def _pages(
             text = f"{alive} of {required} required replicas of partition {row.partition} answered the export"
             raise Unavailable(text, required=required, alive=alive)
         if short:
-            time.sleep(_PAUSE_S)  # for nodes that are down or not allowed to answer yet; nothing tells when that ends
+            yield Pause(_PAUSE_S)
         left = short
     return keys, unfinished
 
 
-def _required(bucket: Bucket[Any], entry: BucketEntry, row: Row) -> int:
+def _required(bucket: Requests[Any], entry: BucketEntry, row: Row) -> int:
     """How many replicas must answer so that one of them took part in any put of the bucket's own W."""
     document = bucket._engine.state.document
     assert document is not None
@@ -116,12 +132,12 @@ def _required(bucket: Bucket[Any], entry: BucketEntry, row: Row) -> int:
 
 
 def _ask(
-    bucket: Bucket[Any],
+    bucket: Requests[Any],
     entry: BucketEntry,
     cursors: list[Cursor],
     answers: dict[int, dict[int, m.ScanReply]],
     deadline_ns: int,
-) -> None:
+) -> Steps[None]:
     """Ask every replica that has not answered; those that failed lately only where the others are too few."""
     engine = bucket._engine
     state = engine.state
@@ -139,7 +155,8 @@ def _ask(
         (addresses[node], m.Scan(request, entry.bucket_id, row.partition, after, PAGE_KEYS, deadline_ns=deadline_ns))
         for (row, after, node), request in zip(targets, requests, strict=True)
     ]
-    for (row, _, node), reply in zip(targets, engine.ask(asks, deadline_ns), strict=True):
+    replies = yield from engine.ask(asks, deadline_ns)
+    for (row, _, node), reply in zip(targets, replies, strict=True):
         if isinstance(reply, m.ScanReply) and reply.status == Status.OK:
             answers.setdefault(row.partition, {})[node] = reply
         elif isinstance(reply, m.Refused):

@@ -1,125 +1,27 @@
-"""Sockets of the client: one lane per call under way, one DEALER per node in a lane.
+"""Lanes: the links of one call under way, for callers that wait in threads.
 
-Owns: zmq on the client's side, the moment a link is up, lost or will never be. Must not know: routing, retries, keys.
+Owns: the wait of a calling thread. Must not know: routing, retries, keys, socket options (links).
 
 A lane belongs to one thread at a time: the client hands idle lanes to callers under its lock, which is the fence that lets a ZeroMQ socket
-change threads. A link is one socket and one connection; it never reconnects by itself, so what was sent on it can be lost only once, and
-a monitor tells when. Late replies to calls that are over are read and dropped.
+change threads. Late replies to calls that are over are read and dropped.
 
 Invariants: every wait ends by the deadline of the call. A lane that was left in the middle of a call is closed, not reused.
-Source: the options are those whose effect was measured (reference, ZeroMQ mechanics 2.2 to 2.7).
 """
 
 from __future__ import annotations
 
-import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Final, Protocol, TypeVar
+from typing import TypeVar
 
 import zmq
 
+from zkv.client.links import CONNECT_NS, Exchange, Link, Order, context
 from zkv.codec import wire
-from zkv.core import messages as m
 from zkv.errors import ProtocolError
 
-#: nobody at the other end after so long: ask another node
-CONNECT_NS: Final = 500_000_000
-#: joined values of one reply, and room for what surrounds them
-MESSAGE_BYTES_MAX: Final = wire.VALUES_BYTES_MAX + 1024
-
-#: first frame of a monitor's message: event, value; the second is the endpoint (zmq.utils.monitor would bring asyncio with it)
-_EVENT: Final = struct.Struct("=HI")
-_LOST: Final = (
-    zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_CLOSED
-    | zmq.EVENT_CONNECT_RETRIED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-
-_OPTIONS: Final[dict[zmq.SocketOption, int]] = {
-    zmq.LINGER: 0,  # what is not on its way when we close was never promised
-    zmq.IMMEDIATE: 1,  # no connection, no queue: EAGAIN means certainly not sent
-    zmq.RECONNECT_IVL: -1,  # one socket, one connection
-    zmq.HEARTBEAT_IVL: 500,  # a stopped process or a cut cable is noticed within two seconds
-    zmq.HEARTBEAT_TIMEOUT: 1500,
-    zmq.HANDSHAKE_IVL: 3000,
-    zmq.MAXMSGSIZE: MESSAGE_BYTES_MAX,
-    zmq.IPV6: 1,
-}
-
-
-class Order(Protocol):
-    @property
-    def address(self) -> str: ...
-
-    @property
-    def message(self) -> m.ClientRequest: ...
-
-
 _O = TypeVar("_O", bound=Order)
-
-
-class Exchange(Protocol[_O]):
-    """What a lane drives: a call of client_calls, or anything else of that shape."""
-
-    @property
-    def done(self) -> bool: ...
-
-    def turn(self, now_ns: int) -> Sequence[_O]: ...
-
-    def next_wakeup_ns(self) -> int: ...
-
-    def on_sent(self, order: _O, now_ns: int) -> None: ...
-
-    def on_unsent(self, order: _O, now_ns: int) -> None: ...
-
-    def on_lost(self, address: str, now_ns: int) -> None: ...
-
-    def on_reply(self, address: str, reply: m.ClientReply, now_ns: int) -> bool: ...
-
-    def abandon(self) -> None: ...
-
-
-class Link:
-    """One connection to one node. `queue` holds what waits for it to stand."""
-
-    __slots__ = ("address", "give_up_ns", "monitor", "poller", "queue", "socket", "up")
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, give_up_ns: int) -> None:
-        self.address = address
-        self.give_up_ns = give_up_ns
-        self.up = False
-        self.queue: list[Any] = []
-        self.socket = context.socket(zmq.DEALER)
-        for option, value in _OPTIONS.items():
-            self.socket.setsockopt(option, value)
-        self.monitor = self.socket.get_monitor_socket(_LOST)
-        try:
-            self.socket.connect(f"tcp://{address}")
-        except zmq.ZMQError:
-            self.close()
-            raise
-        #: for when this link alone is waited for, which is most of the time
-        self.poller = zmq.Poller()
-        self.poller.register(self.socket, zmq.POLLIN)
-        self.poller.register(self.monitor, zmq.POLLIN)
-
-    def lost(self) -> bool:
-        """Whether the monitor has told of an end."""
-        while int(self.monitor.get(zmq.EVENTS)) & zmq.POLLIN:
-            (event, _), _ = _EVENT.unpack(self.monitor.recv()), self.monitor.recv()
-            if event & _LOST:
-                return True
-        return False
-
-    def close(self) -> None:
-        self.socket.disable_monitor()
-        self.monitor.close(0)
-        self.socket.close()
 
 
 class Lane:
@@ -168,7 +70,7 @@ class Lane:
             link = None
         if link is None:
             try:
-                link = Link(_context(), order.address, now_ns + CONNECT_NS)
+                link = Link(context(), order.address, now_ns + CONNECT_NS)
             except zmq.ZMQError:  # an address that cannot be: no such name, too many sockets
                 self._unsent(call, order)
                 return
@@ -198,11 +100,7 @@ class Lane:
     def _wait(self, call: Exchange[_O], cluster: int) -> None:
         wake_ns = call.next_wakeup_ns()
         active = self._active
-        if len(active) == 1:
-            (link,) = active.values()
-            poller = link.poller if link.up else self._poller_of(active)
-        else:
-            poller = self._poller_of(active)
+        poller = self._poller_of(active)
         for link in active.values():
             if not link.up and link.give_up_ns < wake_ns:
                 wake_ns = link.give_up_ns
@@ -265,20 +163,3 @@ class Lane:
             for order in link.queue:
                 call.on_unsent(order, now_ns)
         link.queue = []
-
-
-_contexts: list[zmq.Context[zmq.Socket[bytes]]] = []
-
-
-def _context() -> zmq.Context[zmq.Socket[bytes]]:
-    """One for the process: its own, so that nobody else's `term` waits for our sockets."""
-    if not _contexts:
-        _contexts.append(zmq.Context())
-    return _contexts[0]
-
-
-def abandon_context() -> object:
-    """In a forked child: the parent's context is replaced by a new one at the next use. The caller keeps the old one referenced."""
-    old = list(_contexts)
-    _contexts.clear()
-    return old

@@ -8,10 +8,8 @@ as its URL.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, overload
 
@@ -19,8 +17,7 @@ from zkv.client.admin import Admin
 from zkv.client.bucket import Bucket
 from zkv.client.codecs import codec_of
 from zkv.client.engine import Engine
-from zkv.client.url import Target, check_timeout, parse
-from zkv.errors import ConfigError
+from zkv.client.url import Target, target_of
 from zkv.resolve import Resolver
 
 
@@ -55,10 +52,7 @@ class Client(Bucket[bytes]):
 
     def ping(self, *, timeout: float | None = None) -> float:
         """Seconds to the first node that answers and back. Raises: what any call raises when none does."""
-        engine = self._engine
-        started_ns = time.monotonic_ns()
-        engine.greet(engine.deadline_ns(timeout, started_ns))
-        return (time.monotonic_ns() - started_ns) / 1e9
+        return self._engine.finish(self._engine.ping(timeout))
 
     def close(self) -> None:
         """Give up the connections. Idempotent; every later call raises Closed."""
@@ -97,14 +91,7 @@ def connect(
 
     bucket and timeout (seconds for each call, retries included) win over the URL's. Raises: ConfigError.
     """
-    target = parse(url)
-    if bucket is not None:
-        if not bucket or "/" in bucket:
-            raise ConfigError(f"bucket={bucket!r}: a bucket has a name, without slashes")
-        target = replace(target, bucket=bucket)
-    if timeout is not None:
-        target = replace(target, timeout=check_timeout(timeout))
-    return Client(target, resolver)
+    return Client(target_of(url, bucket, timeout), resolver)
 
 
 def _reopen(url: str, resolver: Resolver | None) -> Client:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
@@ -56,6 +56,18 @@ def parse(url: str | Sequence[str] | None = None) -> Target:
         raise ConfigError(f"an empty list of URLs; expected at least one, such as {DEFAULT_URL}")
     addresses = dict.fromkeys(address for target in targets for address in target.addresses)
     return Target(tuple(addresses), targets[0].bucket, targets[0].timeout)
+
+
+def target_of(url: str | Sequence[str] | None, bucket: str | None, timeout: float | None) -> Target:
+    """What the arguments of connect say; bucket and timeout win over the URL's. Raises: ConfigError."""
+    target = parse(url)
+    if bucket is not None:
+        if not bucket or "/" in bucket:
+            raise ConfigError(f"bucket={bucket!r}: a bucket has a name, without slashes")
+        target = replace(target, bucket=bucket)
+    if timeout is not None:
+        target = replace(target, timeout=check_timeout(timeout))
+    return target
 
 
 def check_timeout(timeout: float) -> float:

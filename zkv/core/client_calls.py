@@ -150,6 +150,10 @@ class Call:
             self._sort_out(part, columns, reply, now_ns)
         return True
 
+    def errors_from(self, start: int) -> list[tuple[Positions, ZkvError]]:
+        """What failed from this one of `failures` on, one error for all positions that share a reason."""
+        return [(p, error_of(failure, unknown=unknown)) for p, failure, unknown in self.failures[start:]]
+
     def errors(self) -> dict[int, ZkvError]:
         """Position -> why it is not ok."""
         return {

@@ -122,8 +122,6 @@ def test_resolvers() -> None:
 def test_names_for_later_say_what_to_use_today() -> None:
     with pytest.raises(Unsupported, match="zkv serve"):
         zkv.open("./data")
-    with pytest.raises(Unsupported, match="to_thread"):
-        zkv.aconnect()
     with pytest.raises(AttributeError, match="nothing"):
         _ = zkv.nothing
 
