@@ -110,10 +110,10 @@ class Judge:
                     self._due[key] = max(due_ns, self._due.get(key, 0))
 
     def _check_time(self, node: SimNode, order: Mint) -> None:
-        for (request, _), key in zip(order.requests, order.keys, strict=True):
+        for request, _ in order.segments:
             late_ns = self.now_ns() - self._due.get((node.index, request), 0)
             if late_ns > 0:
-                raise Violation("deadlines", f"{node.name} mints {late_ns / 1e6:.1f} ms after the time of the put", key)
+                raise Violation("deadlines", f"{node.name} mints {late_ns / 1e6:.1f} ms after the time of the put", order.keys[0])
 
     def on_table(self, node: SimNode) -> None:
         """Hear of every mint of this table, and of those that are undone."""
