@@ -3,7 +3,7 @@
 Owns: the session and its sequence, the adopted topology, the choice of a coordinator, the memory of own writes.
 Must not know: sockets, clocks, dice (`now_ns` and a random.Random are given), one call's progress (client_calls).
 
-One coordinator serves as many keys of a batch as it is replica for, and batches take turns among equals; a single key goes to the first
+One coordinator serves as many keys of a batch as it is replica for, and the first key of a batch picks among equals; a single key goes to the first
 live replica of its row, which is where its newest copy most likely is. A node that could not be reached is asked last for a while; that is
 an opinion about whom to ask first and nothing more. Callers serialise access.
 
@@ -148,18 +148,22 @@ class ClientState:
         if len(keys) == 1:
             row = ring.row_of(keys[0], class_id)
             return [(self._best(row.replicas, now_ns, avoid, replicas_only)[0], None)]
-        self._turn += 1
+        # Who coordinates is drawn from the first key: batches spread, and the same batch comes to the same store again, whose own past it
+        # then follows. Taking turns instead would give each key the past of every replica in turn.
+        turn = ring.row_of(keys[0], class_id).partition
         if len(ring.groups) == 1:
             best = self._best(ring.groups[0], now_ns, avoid, replicas_only)
-            return [(best[self._turn % len(best)], None)]
+            return [(best[turn % len(best)], None)]
         by_group: dict[int, list[int]] = {}
         for position, row in enumerate(ring.rows_of(keys, class_id)):
             by_group.setdefault(row.group, []).append(position)
         candidates = {g: self._best(ring.groups[g], now_ns, avoid, replicas_only) for g in by_group}
-        return self._cover(by_group, candidates)
+        return self._cover(by_group, candidates, turn)
 
-    def _cover(self, by_group: dict[int, list[int]], candidates: dict[int, Sequence[NodeId]]) -> list[Assignment]:
-        """Few coordinators for many groups: the one that serves most keys first, nodes that serve about as many taking turns."""
+    def _cover(
+        self, by_group: dict[int, list[int]], candidates: dict[int, Sequence[NodeId]], turn: int
+    ) -> list[Assignment]:
+        """Few coordinators for many groups: the one that serves most keys first, among nodes that serve about as many the one that `turn` picks."""
         assignments: list[Assignment] = []
         left = dict(by_group)
         while left:
@@ -169,7 +173,7 @@ class ClientState:
                     serves[node] = serves.get(node, 0) + len(positions)
             most = max(serves.values())
             equals = sorted(node for node, count in serves.items() if count * 10 >= most * 9)
-            node = equals[self._turn % len(equals)]
+            node = equals[turn % len(equals)]
             taken = [group for group in left if node in candidates[group]]
             positions = sorted(position for group in taken for position in left.pop(group))
             assignments.append((node, positions if left or assignments else None))
