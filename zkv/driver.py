@@ -230,9 +230,13 @@ class Driver:
     # --- effects ---
 
     def _read(self, read: fx.Read) -> None:
-        held, seq = self._table.held(read.keys)
+        held = self._table.held(read.keys)
+        if not (read.durable or read.synced):
+            self._events.append(ev.ReadDone(read.cause, held))  # nobody asks how durable it is
+            return
+        seq = self._table.logged_at(held)
         synced = seq <= self._log.durable_seq
-        must_wait = read.synced or (read.durable and self._every_ack_durable)
+        must_wait = read.synced or self._every_ack_durable
         done = ev.ReadDone(read.cause, held, durable=synced or must_wait)
         if must_wait and not synced:
             self._reads_awaiting_sync.append((seq, done))

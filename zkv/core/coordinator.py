@@ -339,10 +339,7 @@ class Coordinator:
             open_get.settle_failed(list(range(len(message.keys))), Status.EXPIRED)
             return
         rows = self._view.rows_of(message.keys)
-        by_group: dict[tuple[int, int], list[int]] = {}
-        for i, row in enumerate(rows):
-            by_group.setdefault((-1 if row is None else row.group, bucket_of(message.keys[i])), []).append(i)
-        for (row_group, bucket_id), items in by_group.items():
+        for (row_group, bucket_id), items in _by_replicas(message.keys, rows).items():
             row = rows[items[0]]
             if row is None:
                 open_get.settle_failed(items, Status.NO_SUCH_BUCKET)
@@ -410,6 +407,17 @@ class Coordinator:
         if not self._forwards:
             return None
         return min(deadline_ns for _, _, deadline_ns in self._forwards.values())
+
+
+def _by_replicas(keys: list[bytes], rows: list[Row | None]) -> dict[tuple[int, int], list[int]]:
+    """Items by replica set (-1: no such row) and bucket."""
+    groups = {-1 if row is None else row.group for row in rows}
+    if len(groups) == 1 and len({key[:BUCKET_BYTES] for key in keys}) == 1:
+        return {(groups.pop(), bucket_of(keys[0])): list(range(len(keys)))}
+    sorted_out: dict[tuple[int, int], list[int]] = {}
+    for i, row in enumerate(rows):
+        sorted_out.setdefault((-1 if row is None else row.group, bucket_of(keys[i])), []).append(i)
+    return sorted_out
 
 
 def _part_key(message: m.Put) -> _PartKey:

@@ -6,10 +6,10 @@ Owns: which items are settled and with what, and the reply made of that. Must no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 
 from zkv.core import messages as m
-from zkv.core.columns import Held, versions_of
+from zkv.core.columns import Held, Place, versions_of
 from zkv.core.events import Route
 from zkv.core.messages import UNKNOWN_STATUSES, Status
 from zkv.core.versions import Context, Sibling, visible
@@ -203,42 +203,33 @@ class OpenGet(_Open):
 
     def reply(self, wall_ms: int) -> m.GetReply:
         assert self._left == -1, "every item is settled"
-        counts: list[int] = []
-        checksums: list[int] = []
-        expires: list[int] = []
-        stamps: list[int] = []
-        values: list[bytes] = []
-        heads = self.message.heads
-        plain = True
-        for held in self._sets:
-            if type(held) is tuple and not held[0].expires_ms:
-                columns, i = held
-                counts.append(1)
-                checksums.append(columns.checksums[i])
-                expires.append(0)
-                stamps.append(columns.stamp)
-                values.append(b"" if heads else columns.values[i])
-                continue
-            shown: tuple[Sibling, ...] = visible(versions_of(held), wall_ms)
-            plain = plain and len(shown) == 1
-            counts.append(len(shown))
-            for s in shown:
-                checksums.append(s.checksum)
-                expires.append(s.expires_ms)
-                stamps.append(s.stamp)
-                values.append(b"" if heads else s.value)
         contexts: list[Context | None] | None = None
         if self.message.want_context:
             contexts = [None if versions is None else versions.context for versions in map(versions_of, self._sets)]
+        elif self._required is None and all(type(held) is tuple and not held[0].expires_ms for held in self._sets):
+            return self._reply_of_columns(cast("Sequence[Place]", self._sets))
+        counts: list[int] = []
+        shown: list[Sibling] = []
+        for held in self._sets:
+            siblings = visible(versions_of(held), wall_ms)
+            counts.append(len(siblings))
+            shown += siblings
+        expires = [s.expires_ms for s in shown]
         return m.GetReply(
             self.message.request,
             None if self._required is None else self._statuses,
             self._required,
             self._got,
-            None if plain else counts,
-            checksums,
+            None if counts.count(1) == len(counts) else counts,
+            [s.checksum for s in shown],
             expires if any(expires) else None,
-            stamps if self.message.want_context else None,
-            values,
+            [s.stamp for s in shown] if self.message.want_context else None,
+            [b"" if self.message.heads else s.value for s in shown],
             contexts,
         )
+
+    def _reply_of_columns(self, places: Sequence[Place]) -> m.GetReply:
+        """The usual answer, without an object per key: every key has one value that does not expire."""
+        checksums = [columns.checksums[i] for columns, i in places]
+        values = [b""] * len(places) if self.message.heads else [columns.values[i] for columns, i in places]
+        return m.GetReply(self.message.request, None, None, None, None, checksums, None, None, values, None)

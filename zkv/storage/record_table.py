@@ -340,16 +340,19 @@ class RecordTable:
 
     # --- reading ---
 
-    def held(self, keys: list[bytes]) -> tuple[list[Held | None], int]:
-        """What is held of each key, and the log position that must be durable before strict readers may see it."""
-        held = list(map(self._sets.get, keys))
+    def held(self, keys: list[bytes]) -> list[Held | None]:
+        """What is held of each key."""
+        return list(map(self._sets.get, keys))
+
+    def logged_at(self, held: list[Held | None]) -> int:
+        """The log position that must be durable before strict readers may see all of these."""
         seqs = [h[0].log_seq if type(h) is tuple else h.log_seq for h in held if h is not None]  # type: ignore[union-attr]
-        return held, max(seqs, default=0)
+        return max(seqs, default=0)
 
     def read(self, keys: list[bytes]) -> tuple[list[VersionSet | None], int]:
-        """`held`, as sets of their own."""
-        held, seq = self.held(keys)
-        return [versions_of(h) for h in held], seq
+        """The set of each key, and `logged_at` of them."""
+        held = self.held(keys)
+        return [versions_of(h) for h in held], self.logged_at(held)
 
     def scan(self, bucket_id: int, partition: int, after: bytes, limit: int) -> tuple[list[bytes], bool]:
         """At most `limit` stored keys of a bucket in a partition, in order, above `after`; and whether more follow.

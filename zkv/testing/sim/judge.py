@@ -113,7 +113,9 @@ class Judge:
         for request, _ in order.segments:
             late_ns = self.now_ns() - self._due.get((node.index, request), 0)
             if late_ns > 0:
-                raise Violation("deadlines", f"{node.name} mints {late_ns / 1e6:.1f} ms after the time of the put", order.keys[0])
+                raise Violation(
+                    "deadlines", f"{node.name} mints {late_ns / 1e6:.1f} ms after the time of the put", order.keys[0]
+                )
 
     def on_table(self, node: SimNode) -> None:
         """Hear of every mint of this table, and of those that are undone."""
