@@ -51,7 +51,7 @@ class AioLink(Link):
     def send(self, frames: list[bytes]) -> bool:
         """False: certainly not sent; the link has ended, or is about to."""
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK)
+            self.hand_over(frames)
         except zmq.Again:
             return False
         if self._booked is None and int(self.socket.get(zmq.EVENTS)) & zmq.POLLIN:

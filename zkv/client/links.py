@@ -101,6 +101,13 @@ class Link:
             self.close()
             raise
 
+    def hand_over(self, frames: list[bytes]) -> None:
+        """Send all frames or none. Raises: zmq.Again when there is no connection."""
+        send = self.socket.send
+        for frame in frames[:-1]:
+            send(frame, zmq.NOBLOCK | zmq.SNDMORE)
+        send(frames[-1], zmq.NOBLOCK)
+
     def lost(self) -> bool:
         """Whether the monitor has told of an end."""
         while int(self.monitor.get(zmq.EVENTS)) & zmq.POLLIN:
