@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: nobody at the other end after so long, as the real client
 CONNECT_NS: Final = 500 * MS
+REFUSED_NS: Final = 20 * MS
 TIMEOUT_NS: Final = 2 * SECOND
 #: how long a client waits for another one's read to follow
 FOLLOW_NS: Final = 100 * MS
@@ -242,8 +243,11 @@ class SimClient:
             link = self._links[order.address] = _Link(order.address, self._place[order.address], self._generation)
             there = self.world.delay_ns(self.index, link.node)
             refused = [self.number, link.node] in self.world.plan.unreached and not self.world.calm
-            self.world.after(2 * there, self._gave_up if refused else self._connected, link)
-            self.world.after(CONNECT_NS, self._gave_up, link)
+            if refused:
+                self.world.after(2 * there + REFUSED_NS, self._gave_up, link)
+            else:
+                self.world.after(2 * there, self._connected, link)
+                self.world.after(CONNECT_NS, self._gave_up, link)
         link.queue.append(order)
 
     def _connected(self, link: _Link) -> None:
