@@ -113,6 +113,9 @@ class SimClient:
             self.finished = self.world.look = True
             return
         operation = self._operations.pop(0)
+        if self.world.on_answer is not None and self.world.on_read:
+            writing = [c._done for c in self.world.clients.values() if c._done is not None and not c._done.is_get]
+            self._look = self.world.dice.choice(writing) if writing else self._look
         if self._look is not None:  # instead of what was planned
             self._read_what(self._look)
         elif operation[1] == "follow" and len(self.world.clients) > 1:
@@ -333,7 +336,8 @@ class SimClient:
             self._take_receipts(call, done)
         self.world.note("done", done.client, done.number, done.outcomes, sorted(done.shown.items()))
         self._watch.on_done(done)
-        if self.world.on_answer is not None and "ok" in done.outcomes:
+        answered = any(done.shown.values()) if self.world.on_read else "ok" in done.outcomes
+        if self.world.on_answer is not None and answered:
             strike, self.world.on_answer = self.world.on_answer, None
             self.world.after(1, strike)
         self._spread(done)

@@ -92,8 +92,9 @@ class World:
         self.nodes = [SimNode(self, index) for index in range(plan.nodes)]
         self.by_id = {node.node: node for node in self.nodes}
         self.clients: dict[bytes, Any] = {}
-        #: called once, when the next call of a client was answered
+        #: called once, when the next call of a client was answered; with `on_read`, only when it showed something
         self.on_answer: Callable[[], None] | None = None
+        self.on_read = False
         #: clients that read next what somebody is shown next
         self.followers: list[Any] = []
 
