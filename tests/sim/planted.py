@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from zkv.core import client_memory, client_outcomes, versions
+from zkv.core.bootstrap import Bootstrap
 from zkv.core.coordinator import Coordinator
 from zkv.core.events import Persisted, ReadDone
 from zkv.core.messages import Status
@@ -19,6 +20,7 @@ from zkv.core.quorum import Requirement
 from zkv.core.reads import Reads
 from zkv.core.replica import Replica
 from zkv.core.request_memory import Refusals, RequestMemory
+from zkv.core.resync import Resync
 from zkv.core.versions import EMPTY, VersionSet
 from zkv.core.writes import Manner, Writes
 from zkv.driver import Driver
@@ -285,3 +287,32 @@ def durable_not_waited_for(patch: Patch) -> None:
             self._events.append(Persisted([step.cause for step, _, _ in held], durable=True))
 
     patch.setattr(Driver, "_await", awaiting)
+
+
+@planted
+def wiped_member_thinks_it_is_a_founder(patch: Patch) -> None:
+    before = Bootstrap._adopt
+    patch.setattr(Bootstrap, "_adopt", lambda self, *, unsynced: before(self, unsynced=False))
+
+
+@planted
+def one_other_replica_is_enough_to_be_synced(patch: Patch) -> None:
+    before = Resync._neighbours
+    dice = random.Random(0)
+    patch.setattr(Resync, "_neighbours", lambda self: [dice.choice(before(self))])
+
+
+@planted
+def reads_show_what_is_not_on_disk(patch: Patch) -> None:
+    before = Driver._read
+
+    def read(self: Any, order: Any) -> None:
+        order.durable = False
+        before(self, order)
+
+    patch.setattr(Driver, "_read", read)
+
+
+@planted
+def nothing_is_repaired(patch: Patch) -> None:
+    patch.setattr(Reads, "_repair", lambda self, group, positions: [])

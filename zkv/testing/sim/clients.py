@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: nobody at the other end after so long, as the real client
 CONNECT_NS: Final = 500 * MS
+REFUSED_NS: Final = 20 * MS
 TIMEOUT_NS: Final = 2 * SECOND
 #: how long a client waits for another one's read to follow
 FOLLOW_NS: Final = 100 * MS
@@ -112,6 +113,9 @@ class SimClient:
             self.finished = self.world.look = True
             return
         operation = self._operations.pop(0)
+        if self.world.on_answer is not None and self.world.on_read:
+            writing = [c._done for c in self.world.clients.values() if c._done is not None and not c._done.is_get]
+            self._look = self.world.dice.choice(writing) if writing else self._look
         if self._look is not None:  # instead of what was planned
             self._read_what(self._look)
         elif operation[1] == "follow" and len(self.world.clients) > 1:
@@ -242,8 +246,11 @@ class SimClient:
             link = self._links[order.address] = _Link(order.address, self._place[order.address], self._generation)
             there = self.world.delay_ns(self.index, link.node)
             refused = [self.number, link.node] in self.world.plan.unreached and not self.world.calm
-            self.world.after(2 * there, self._gave_up if refused else self._connected, link)
-            self.world.after(CONNECT_NS, self._gave_up, link)
+            if refused:
+                self.world.after(2 * there + REFUSED_NS, self._gave_up, link)
+            else:
+                self.world.after(2 * there, self._connected, link)
+                self.world.after(CONNECT_NS, self._gave_up, link)
         link.queue.append(order)
 
     def _connected(self, link: _Link) -> None:
@@ -329,7 +336,8 @@ class SimClient:
             self._take_receipts(call, done)
         self.world.note("done", done.client, done.number, done.outcomes, sorted(done.shown.items()))
         self._watch.on_done(done)
-        if self.world.on_answer is not None and "ok" in done.outcomes:
+        answered = any(done.shown.values()) if self.world.on_read else "ok" in done.outcomes
+        if self.world.on_answer is not None and answered:
             strike, self.world.on_answer = self.world.on_answer, None
             self.world.after(1, strike)
         self._spread(done)

@@ -295,7 +295,8 @@ class Simulation:
                 if dice.random() < 0.3:
                     self._black_out(ns, dice, None)
                 else:  # in the moment in which somebody has got an answer, at times while the disks are slower than the network
-                    for each in world.nodes if dice.random() < 0.5 else ():
+                    world.on_read = dice.random() < 0.5
+                    for each in world.nodes if world.on_read or dice.random() < 0.5 else ():
                         each.slow_ns = SLOW_BEFORE_NS
                     world.on_answer = partial(self._black_out, ns, dice, dice.choice((0.0, 0.0, 0.5)))
             case "pause" if node.up and not node.paused:

@@ -81,7 +81,7 @@ class World:
         self.look = False
         self.calm = True
         self.loss, self.duplicate, self.replay = plan.loss, plan.duplicate, plan.replay
-        self.unreliable = bool(plan.loss or plan.duplicate or plan.replay)
+        self.unreliable = bool(plan.duplicate or plan.replay)
         ends = plan.nodes + plan.clients
         #: mean delay of each link in nanoseconds, drawn when it is first used
         self._delay = [[0.0] * ends for _ in range(ends)]
@@ -92,8 +92,9 @@ class World:
         self.nodes = [SimNode(self, index) for index in range(plan.nodes)]
         self.by_id = {node.node: node for node in self.nodes}
         self.clients: dict[bytes, Any] = {}
-        #: called once, when the next call of a client was answered
+        #: called once, when the next call of a client was answered; with `on_read`, only when it showed something
         self.on_answer: Callable[[], None] | None = None
+        self.on_read = False
         #: clients that read next what somebody is shown next
         self.followers: list[Any] = []
 
@@ -141,23 +142,31 @@ class World:
             mean = self._delay[source][target] = self.plan.delay_ms * self.dice.choice((0.3, 1, 1, 8)) * MS
         return int(-log(1.0 - self.dice.random()) * (MS if self.calm else mean)) + 20_000
 
-    def send(self, source: int, target: int, deliver: Callable[..., None], *arguments: Any) -> None:
+    def is_lost(self, source: int, target: int) -> bool:
+        """Whether one frame between two nodes does not arrive."""
         if self.cuts and self.cuts[source, target]:
             self.fired["frame cut"] += 1
+        elif self.loss and not self.calm and self.dice.random() < self.loss:
+            self.fired["frame lost"] += 1
+        else:
+            return False
+        return True
+
+    def send(self, source: int, target: int, deliver: Callable[..., None], *arguments: Any) -> None:
+        between_nodes = source < len(self.nodes) and target < len(self.nodes)
+        if between_nodes:
+            if self.is_lost(source, target):
+                return
+        elif self.cuts and self.cuts[source, target]:
             return
-        if self.unreliable and not self.calm and self._is_lost(source, target, deliver, arguments):
-            return
+        # what a client sends may come twice; a connection that lost a part of it is broken
+        if self.unreliable and not self.calm and target < len(self.nodes):
+            self._repeat(source, target, deliver, arguments)
         self.at(self.now_ns + self.delay_ns(source, target), deliver, *arguments)
 
-    def _is_lost(self, source: int, target: int, deliver: Callable[..., None], arguments: tuple[Any, ...]) -> bool:
-        """Whether this frame never arrives; one that does may come twice, now or later."""
+    def _repeat(self, source: int, target: int, deliver: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        """This frame may come twice, now or much later; and an older one may come now."""
         dice = self.dice
-        if target >= len(self.nodes):
-            return False
-        # what a client sends may come twice; a connection that lost a part of it is broken
-        if self.loss and source < len(self.nodes) and dice.random() < self.loss:
-            self.fired["frame lost"] += 1
-            return True
         if self.duplicate and dice.random() < self.duplicate:
             self.fired["frame duplicated"] += 1
             self.after(self.delay_ns(source, target), deliver, *arguments)
@@ -170,7 +179,6 @@ class World:
                 self.fired["frame replayed"] += 1
                 old, old_arguments = dice.choice(self._kept)
                 self.after(dice.randrange(50 * MS), old, *old_arguments)
-        return False
 
     def cut(self, pairs: list[tuple[int, int]], ns: int) -> None:
         if self.calm:
@@ -542,15 +550,9 @@ class _Transport:
         """A heartbeat is no work that anybody waits for: it is taken with the next turn, at the latest that of the other's own heartbeat."""
         owner, world = self._owner, self._owner.world
         for other in world.nodes:
-            if other is not owner and owner.node in other.linked:
-                if world.unreliable or world.cuts:
-                    world.send(owner.index, other.index, self._overheard, other, owner.node, list(frames))
-                else:
-                    self._overheard(other, owner.node, list(frames))
-
-    def _overheard(self, target: SimNode, origin: NodeId, frames: list[bytes]) -> None:
-        if target.up:
-            target.inbox.gossip.append((origin, frames))
+            hears = other is not owner and other.up and owner.node in other.linked
+            if hears and not world.is_lost(owner.index, other.index):
+                other.inbox.gossip.append((owner.node, list(frames)))
 
 
 #: what a node would write into its log is no part of a run
