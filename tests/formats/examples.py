@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zkv.core import messages as m
+from zkv.core.columns import Columns
 from zkv.core.versions import Context, Sibling, VersionSet
 from zkv.ids import NodeId, actor_of, checksum_of, stored_key
 
@@ -22,6 +23,27 @@ def block() -> m.RecordBlock:
             m.Record(ADA, 1, 0, (7, 1, 0, 3), VersionSet((ada,), {ACTOR: 3})),
             m.Record(BOB, 1, 0, None, VersionSet((bob,), {ACTOR: 2, OTHER: 1}, ((ACTOR, 4),))),
         ]
+    )
+
+
+def columns() -> m.RecordBlock:
+    """Three puts of two requests; the second key was written at another store before, the third value expires and gives up on a put."""
+    values = [b"Ada", b"Bob", b"Cy"]
+    return m.RecordBlock(
+        columns=Columns(
+            [ADA, BOB, stored_key(1, b"user:3")],
+            ACTOR,
+            [3, 1, 1],
+            0x18BCFE568000003,
+            values,
+            [checksum_of(value) for value in values],
+            [(7, 1, [0, 1]), (8, 5, [2])],
+            [1, 1, 2],
+            [0, 0, 0],
+            [0, 0, 1_700_000_060_000],
+            {2: (4,)},
+            {1: {ACTOR: 1, OTHER: 6}},
+        )
     )
 
 
@@ -87,6 +109,7 @@ def messages() -> dict[str, m.Message]:
         "peer_hello": m.PeerHello(*peer),
         "peer_hello_ack": m.PeerHelloAck(*peer, "", [(node, store), (other, b"T" * 16)]),
         "replica_put": m.ReplicaPut(0x7F00000004, block(), True, deadline_ns=5 * SECOND),
+        "replica_put_columns": m.ReplicaPut(0x7F00000004, columns(), deadline_ns=5 * SECOND),
         "replica_put_ack": m.ReplicaPutAck(0x7F00000004, store, True, [m.Status.OK, m.Status.CORRUPT], [0]),
         "replica_get": m.ReplicaGet(0x7F00000005, [ADA, BOB], [1, 1], True, True, deadline_ns=5 * SECOND),
         "replica_get_reply": m.ReplicaGetReply(0x7F00000005, store, block(), [], None),

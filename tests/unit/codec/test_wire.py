@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +66,93 @@ def test_random_bytes_are_no_block(meta: bytes, values: bytes) -> None:
     except ProtocolError:
         return
     assert records.decode_block(*records.encode_block(m.RecordBlock(block.records))).records is not None
+
+
+def columns_tree() -> list[Any]:
+    meta, _ = records.encode_block(examples.columns())
+    tree: list[Any] = records.unpack(meta)
+    return tree
+
+
+def test_columns_come_back_as_they_went() -> None:
+    block = examples.columns()
+    received = records.decode_block(*records.encode_block(block))
+    assert received.columns is not None and block.columns is not None
+    received.columns.check_invariants()
+    for name in (
+        "keys",
+        "actor",
+        "counters",
+        "stamp",
+        "values",
+        "checksums",
+        "runs",
+        "row_versions",
+        "fences",
+        "expires_ms",
+        "voids",
+        "pasts",
+    ):
+        assert getattr(received.columns, name) == getattr(block.columns, name), name
+    rows = [(r.key, r.request, r.row_version) for r in received.records]
+    assert rows[2] == (examples.columns().keys[2], (8, 5, 2, 1), 2)
+    codec, parts = records.block_to_log(block)
+    assert codec == records.COLUMNS_CODEC
+    again = records.block_from_log(b"".join(parts))
+    assert all(a.versions.same_as(b.versions) for a, b in zip(again.records, block.records, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (0, 3, "unknown form"),
+        (1, [], "distinct keys"),
+        (1, [examples.ADA, examples.ADA, examples.BOB], "distinct keys"),
+        (1, [examples.ADA, examples.BOB, b"\0\0\0\1"], "stored key"),
+        (2, b"short", "12 bytes"),
+        (3, [1, 1], "counters"),
+        (3, [1, 0, 1], "out of its range"),
+        (3, [1, True, 1], "numbers"),
+        (4, -1, "stamp"),
+        (5, [1, 2, 1 << 32], "checksums"),
+        (6, [3, 3, 3], "bytes of values"),
+        (6, [3, 6, -1], "lengths"),
+        (7, [[7, 1, 2]], "add up"),
+        (7, [[7, 1, 0]], "length"),
+        (7, [[7, 1, [2, 1, 0]]], "ascend"),
+        (7, [[-1, 1, 3]], "session"),
+        (7, [[7, 1]], "not columns"),
+        (7, None, "array"),
+        (8, [1, 1], "row versions"),
+        (9, -1, "fences"),
+        (10, [0, 0, 1 << 63], "expires_ms"),
+        (11, [[3, [1]]], "place"),
+        (11, [[0, [-1]]], "voided"),
+        (12, [[0, [examples.ACTOR, 2]]], "own dots"),
+        (12, [[0, [b"x", 3]]], "12-byte actors"),
+    ],
+)
+def test_columns_that_are_none_are_refused_with_what_is_wrong(place: int, value: object, says: str) -> None:
+    tree = columns_tree()
+    tree[place] = value
+    with pytest.raises(ProtocolError, match=says):
+        records.decode_block(records.pack(tree), b"AdaBobCy")
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_columns_with_one_changed_byte_are_refused_or_stay_whole(data: st.DataObject) -> None:
+    meta, values = records.encode_block(examples.columns())
+    at = data.draw(st.integers(0, len(meta) - 1))
+    changed = meta[:at] + bytes([data.draw(st.integers(0, 255))]) + meta[at + 1 :]
+    try:
+        block = records.decode_block(changed, values)
+    except ProtocolError:
+        return
+    if block.columns is not None:
+        block.columns.check_invariants()
+    for record in block.records:
+        record.versions.check_invariants()
 
 
 def header(**changes: int | bytes) -> list[bytes]:

@@ -15,7 +15,7 @@ from zkv.core.versions import Base, VersionSet
 from zkv.ids import RequestId, checksum_of, stored_key
 from zkv.storage.record_table import RecordTable
 
-KEYS = [stored_key(1, b"key %d" % i) for i in range(12)]
+KEYS: list[bytes] = [stored_key(1, b"key %d" % i) for i in range(12)]
 
 
 class RowTable(RecordTable):
@@ -139,7 +139,9 @@ def test_values_of_a_batch_that_is_mostly_overwritten_are_given_up() -> None:
     assert columns is not None
     table.commit(1)
     for number, key in enumerate(KEYS[:7], 2):
-        again = Mint(number, False, [key], [b"new"], [0], [((1, number), [0])], True, None, None, None, [1], [0], number)
+        again = Mint(
+            number, False, [key], [b"new"], [0], [((1, number), [0])], True, None, None, None, [1], [0], number
+        )
         table.mint(again)
         table.commit(number)
     kept = [h[0] for h in table.held(KEYS[7:]) if type(h) is tuple]
