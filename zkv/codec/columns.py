@@ -65,7 +65,7 @@ def columns_from_tree(tree: Any, values: bytes, past_from_flat: Callable[[Any], 
         Actor(actor),
         _numbers(counters, n, 1, COUNTER_MAX + 1, "counters"),
         _number(stamp, 0, _U64, "stamp"),
-        _cut(values, _numbers(lengths, n, 0, _U63, "lengths")),
+        cut_values(values, _numbers(lengths, n, 0, _U63, "lengths")),
         _numbers(checksums, n, 0, 1 << 32, "checksums"),
         [_run(run) for run in _list(runs, "runs")],
         _all_of(row_versions, n, "row versions"),
@@ -79,6 +79,15 @@ def columns_from_tree(tree: Any, values: bytes, past_from_flat: Callable[[Any], 
     if any(past.get(columns.actor, 0) < columns.counters[i] for i, past in columns.pasts.items()):
         raise ProtocolError("a set must know its own dots")
     return columns
+
+
+def cut_values(values: bytes, lengths: list[int]) -> list[bytes]:
+    """The joined buffer as one value per length. Raises: ProtocolError when they do not add up."""
+    ends = list(accumulate(lengths))
+    came = ends[-1] if ends else 0
+    if came != len(values) or (lengths and min(lengths) < 0):
+        raise ProtocolError(f"the lengths speak of {came} bytes of values, {len(values)} came")
+    return [values[end - length : end] for end, length in zip(ends, lengths, strict=True)]
 
 
 def _items_out(items: list[int]) -> int | list[int]:
@@ -131,10 +140,3 @@ def _run(run: Any) -> Run:
 
 def _voids(voids: Any) -> tuple[int, ...]:
     return tuple(_number(n, 0, _U64, "a voided sequence") for n in _list(voids, "voids"))
-
-
-def _cut(values: bytes, lengths: list[int]) -> list[bytes]:
-    ends = list(accumulate(lengths))
-    if ends[-1] != len(values):
-        raise ProtocolError(f"the records speak of {ends[-1]} bytes of values, {len(values)} came")
-    return [values[end - length : end] for end, length in zip(ends, lengths, strict=True)]

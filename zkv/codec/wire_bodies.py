@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from zkv.codec.columns import COUNTER_MAX
+from zkv.codec.columns import COUNTER_MAX, cut_values
 from zkv.codec.records import (
     context_from_tree,
     context_to_tree,
@@ -115,19 +115,6 @@ def _bases_in(tree: Any, count: int) -> list[Base | None] | None:
     return bases
 
 
-def _cut(values: bytes, lengths: list[int]) -> list[bytes]:
-    """The joined buffer as one value per length."""
-    cut = []
-    start = 0
-    for length in lengths:
-        end = start + length
-        cut.append(values[start:end])
-        start = end
-    if start != len(values) or (lengths and min(lengths) < 0):
-        raise ProtocolError("the lengths do not add up to the values that came")
-    return cut
-
-
 # --- client <-> node ---------------------------------------------------------------------------------------------------------
 
 
@@ -190,10 +177,10 @@ def _put_in(session: int, sequence: int, count: int, tree: Any, values: bytes) -
     if lengths and min(lengths) < 0:
         if min(lengths) < -1:
             raise ProtocolError("a length below -1")
-        given = iter(_cut(values, [n for n in lengths if n >= 0]))
+        given = iter(cut_values(values, [n for n in lengths if n >= 0]))
         cut: list[bytes | None] = [None if n < 0 else next(given) for n in lengths]
     else:
-        cut = list(_cut(values, lengths))
+        cut = list(cut_values(values, lengths))
     _optional(voids, count, _LIST_OR_NONE, "voids")
     if voids is not None:
         voids = [None if v is None else tuple(_unsigned(v, len(v), 1 << 64, "voids")) for v in voids]
@@ -337,7 +324,7 @@ def _get_reply_in(session: int, sequence: int, count: int, tree: Any, values: by
         _column(checksums, siblings, _INT, "checksums"),
         _optional(expires, siblings, _INT, "expires_ms"),
         _optional(stamps, siblings, _INT, "stamps"),
-        _cut(values, lengths),
+        cut_values(values, lengths),
         _contexts_in(contexts, count, "contexts"),
     )
 
