@@ -38,13 +38,18 @@ def look_for(bug: str) -> list[int]:
 
 
 def main(bugs: list[str]) -> int:
-    pinned = json.loads(PINNED.read_text(encoding="utf-8")) if PINNED.exists() else {}
+    missing = False
     for bug in bugs or sorted(PLANTED):
-        pinned[bug] = look_for(bug)
-        print(f"{bug}: {pinned[bug]}", flush=True)
-        kept = {name: pinned[name] for name in sorted(pinned) if name in PLANTED}
-        PINNED.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    return 0 if all(pinned[bug] for bug in pinned) else 1
+        found = look_for(bug)
+        missing = missing or not found
+        print(f"{bug}: {found}", flush=True)
+        before = (
+            json.loads(PINNED.read_text(encoding="utf-8")) if PINNED.exists() else {}
+        )  # another one may look for other bugs
+        pinned = {name: seeds for name, seeds in sorted((before | {bug: found}).items()) if name in PLANTED}
+        lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(seeds)}" for name, seeds in pinned.items())
+        PINNED.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":
