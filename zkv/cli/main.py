@@ -27,6 +27,7 @@ _MODULES: Final = {
     "serve": "serve",
     "demo": "demo",
     "sim": "sim",
+    "bench": "bench",
 }
 _EPILOG: Final = """\
 exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 unavailable (nothing applied), 5 unknown outcome,

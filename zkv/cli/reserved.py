@@ -40,5 +40,4 @@ RESERVED: Final[dict[str, str]] = {
     "init": "does not exist yet; the first `zkv serve` makes the data directory",
     "keygen": "keys and encryption do not exist yet; stay on loopback, or use --insecure-network on a test network",
     "config": "does not exist yet; `zkv serve` checks its configuration before it does anything",
-    "bench": "does not exist yet; `zkv demo` prints rates",
 }
