@@ -145,7 +145,7 @@ class SimNode:
             fsync=cluster.fsync,
             adopt=self._adopt,
             mark_synced=self._mark_synced,
-            note=lambda level, text: self.notes.append(text),
+            note=lambda level, event, text: self.notes.append(text),
         )
         for other in cluster.nodes:
             if other.up and other is not self:

@@ -23,8 +23,12 @@ from typing import Any, Final, NamedTuple
 from zkv.errors import ConfigError
 
 DEFAULT_PORT: Final = 7400
+#: above the client port
+HTTP_STEP: Final = 3
 FSYNC_MODES: Final = ("group", "interval", "never")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("text", "json", "journal")
+HTTP_OFF: Final = "off"
 WAL_BYTES_MIN: Final = 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _LABEL = re.compile(r"[A-Za-z0-9._:\[\]-]{0,255}")
@@ -73,7 +77,13 @@ class NodeSettings:
     heartbeat_timeout_ms: int = 1500
     #: links beyond loopback are neither encrypted nor authenticated yet: somebody has to say that this is known
     insecure_network: bool = False
+    #: health, metrics and status for whoever watches this machine: loopback, whatever `listen` says. "off": none
+    http: str = ""
+    #: holds the bearer token for /v1/*; a must where others can reach `http`
+    http_token_file: Path | None = None
     log_level: str = "info"
+    #: for a person at a terminal; programs and the journal have theirs
+    log_format: str = "text"
 
     def __post_init__(self) -> None:
         self.data = Path(self.data)
@@ -90,10 +100,18 @@ class NodeSettings:
                 reached = Address(public.host, bound.port) if given else _above(public, step)
             setattr(self, f"{link}_listen", str(bound))
             setattr(self, f"{link}_advertise", str(reached))
+        if not self.http:
+            self.http = str(_above(listen, HTTP_STEP)._replace(host="127.0.0.1"))
+        elif self.http != HTTP_OFF:
+            self.http = str(parse_address(self.http, "http"))
         if not self.name:
             self.name = socket.gethostname() + ("" if listen.port == DEFAULT_PORT else f"-{listen.port}")
         if not self.host:
             self.host = self.name if public.is_loopback else public.host
+
+    @property
+    def http_address(self) -> Address | None:
+        return None if self.http == HTTP_OFF else parse_address(self.http, "http")
 
     @property
     def alone(self) -> bool:
@@ -119,6 +137,8 @@ class NodeSettings:
         self._validate_network()
         _one_of("fsync", self.fsync, FSYNC_MODES)
         _one_of("log_level", self.log_level, LOG_LEVELS)
+        _one_of("log_format", self.log_format, LOG_FORMATS)
+        self._validate_http()
         if self.fsync_interval_ms < 1:
             raise ConfigError(f"fsync_interval_ms is {self.fsync_interval_ms}; it must be at least 1")
         if self.wal_bytes < WAL_BYTES_MIN:
@@ -189,6 +209,21 @@ class NodeSettings:
                 raise ConfigError(
                     f"nobody can dial {address}: with a wildcard --listen add --advertise HOST:PORT, which others dial"
                 )
+
+    def _validate_http(self) -> None:
+        address = self.http_address
+        if address is None:
+            return
+        if not address.is_numeric:
+            raise ConfigError(f"http {address}: a socket is bound to a numeric address of this machine, not to a name")
+        if not address.is_loopback and self.http_token_file is None:
+            raise ConfigError(
+                f"http {address} can be reached from other machines: add --http-token-file FILE with a secret of at least 16 bytes "
+                f"(mode 600), which /v1/* asks for as a bearer token"
+            )
+        for key in ("listen", "peer_listen", "gossip_listen"):
+            if parse_address(getattr(self, key), key) == address:
+                raise ConfigError(f"http and {key} must differ: {address}; choose another --http, or --http off")
 
 
 class Address(NamedTuple):
@@ -332,7 +367,8 @@ _SECTIONS: Final[dict[str, dict[str, Callable[[object, str], Any]]]] = {
     "cluster": {"initial": _text, "cluster_name": _text, "partitions": _whole},
     "storage": {"fsync": _text, "fsync_interval_ms": parse_ms, "wal_bytes": parse_bytes, "reserve_bytes": parse_bytes},
     "membership": {"heartbeat_interval_ms": parse_ms, "heartbeat_timeout_ms": parse_ms},
-    "log": {"log_level": _text},
+    "http": {"http": _text, "http_token_file": _path},
+    "log": {"log_level": _text, "log_format": _text},
 }
 _SETTINGS: Final = tuple(
     _Setting(section, field, parse) for section, fields in _SECTIONS.items() for field, parse in fields.items()
@@ -411,7 +447,7 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
 def _above(base: Address, step: int) -> Address:
     if base.port + step > 65535:
         raise ConfigError(
-            f"{base}: the ports {base.port} to {base.port + 2} are needed and end at 65535; choose a lower one"
+            f"{base}: the ports {base.port} to {base.port + step} are needed and end at 65535; choose a lower one"
         )
     return base._replace(port=base.port + step)
 

@@ -58,11 +58,12 @@ class Driver:
         fsync: str,
         adopt: Callable[[fx.Adopt], ev.Adopted],
         mark_synced: Callable[[], None],
-        note: Callable[[str, str], None],
+        note: Callable[[str, str, str], None],
     ) -> None:
         """cluster: first eight bytes of the cluster id. fsync: `group`, `interval` or `never`.
 
-        adopt: makes an epoch ours on disk. mark_synced: notes on disk that this store may answer reads. note: writes a line to the operator's log.
+        adopt: makes an epoch ours on disk. mark_synced: notes on disk that this store may answer reads. note: writes a line to the operator's log: level,
+        name of the event, text.
         """
         self._state = state
         self._table = table
@@ -106,7 +107,7 @@ class Driver:
             fx.Reply: self._out.append,
             fx.Publish: self._out.append,
             fx.Adopt: self._carry_out_adopt,
-            fx.Note: lambda note: self._note(note.level, note.text),
+            fx.Note: lambda note: self._note(note.level, note.event, note.text),
         }
 
     @property
@@ -132,7 +133,9 @@ class Driver:
             if self._events:
                 self._run()
         self._due_ns = self._state.next_wakeup_ns()
-        self._log.turn_done(self._clock.monotonic_ns(), bool(self._awaiting_sync or self._reads_awaiting_sync))
+        ended_ns = self._clock.monotonic_ns()
+        self._state.coordinator.counts.observe(ended_ns)
+        self._log.turn_done(ended_ns, bool(self._awaiting_sync or self._reads_awaiting_sync))
 
     def next_wakeup_ns(self) -> int:
         """When a turn is wanted although nothing arrived."""
@@ -334,7 +337,7 @@ class Driver:
     def _too_large(self, effect: fx.Send | fx.Reply | fx.Publish, error: ProtocolError) -> None:
         """What does not fit into a message is answered as that; it must not stop the turn that everybody else waits for."""
         self.counters["unsent"] += 1
-        self._note("error", f"{effect.message.kind.name}: {error}")
+        self._note("error", "message_too_large", f"{effect.message.kind.name}: {error}")
         if isinstance(effect, fx.Send):
             self._events.append(ev.Undeliverable(effect.node, effect.message))
         elif isinstance(effect, fx.Reply):

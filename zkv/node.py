@@ -14,9 +14,13 @@ import os
 import signal
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from types import FrameType
 from typing import Any, Final
 
+from zkv import counters, figures, logs, notify
 from zkv.codec import records, value
 from zkv.config import NodeSettings
 from zkv.core import effects as fx
@@ -32,16 +36,22 @@ from zkv.core.topology import TopologyDocument, first_epoch
 from zkv.core.view import View
 from zkv.driver import Driver
 from zkv.errors import ConfigError, DiskFull, StorageFailed
+from zkv.health import Health
 from zkv.ids import NodeId
-from zkv.storage.files import RealFiles
+from zkv.storage.files import FileSystem, RealFiles
 from zkv.storage.log_store import LogStore
 from zkv.storage.opening import LogOptions
 from zkv.storage.record_table import RecordTable
 from zkv.storage.recovery import Recovery
 from zkv.transport.loop import ZmqTransport
+from zkv.web import server as web
+from zkv.web.app import THREADS, WebApp
+from zkv.web.token import read_token
 
 log = logging.getLogger("zkv.node")
 
+#: longest sleep of the loop: its pulse is what the watchdog and /livez feel
+POLL_NS_MAX: Final = 1_000_000_000
 DRAIN_NS_MAX: Final = 10_000_000_000
 #: twice the longest deadline: nobody retries a request that is older
 FORGETFUL_NS: Final = 120_000_000_000
@@ -64,23 +74,83 @@ class RealClock:
 class Node:
     """One node. `run` blocks until it is stopped."""
 
-    def __init__(self, settings: NodeSettings) -> None:
-        """Binds, opens and recovers. Raises: AddressInUse, ConfigError, StoreLocked and other StorageErrors; nothing stays open then."""
+    def __init__(self, settings: NodeSettings, files: FileSystem | None = None) -> None:
+        """Binds, opens and recovers. files: default the real ones. Raises: AddressInUse, ConfigError, StoreLocked and other StorageErrors; nothing stays open then."""
         settings.validate()
         self.settings = settings
         self._stop = threading.Event()
         self._stop_now = False
+        self._files = files or RealFiles()
+        self._health = Health(time.monotonic_ns)
+        self._turn_durations = counters.Histogram()
+        #: what other threads want to know, and who waits for it
+        self._asked: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._closed = False
+        self._web: web.WebServer | None = None
+        self._notify: notify.Notify | None = None
+        self._log: LogStore | None = None
         self._transport = ZmqTransport(
             listen=settings.listen, peer_listen=settings.peer_listen, gossip_listen=settings.gossip_listen
         )
-        self._log: LogStore | None = None
         try:
+            self._show()
             self._open()
         except BaseException:
             if self._log is not None:
                 self._log.close()
-            self._transport.close()
+            self._close_outside()
             raise
+
+    # --- seen from outside ---
+
+    def _show(self) -> None:
+        """Health and the like from here on: reading a long log is something that a watcher should see."""
+        address = self.settings.http_address
+        if address is not None:
+            file = self.settings.http_token_file
+            token = None if file is None else read_token(file)
+            app = WebApp(self._health, ask=self.ask, status=self._status, families=self._families, token=token)
+            self._web = web.WebServer(web.bind(address), app, threads=THREADS)
+        if os.environ.get("NOTIFY_SOCKET"):
+            self._notify = notify.Notify(self._health, notify.watchdog_ns(os.environ, os.getpid()))
+
+    def ask(self, question: Callable[[], Any], timeout_s: float) -> Any:
+        """Run `question` on the loop's thread, between two turns. From any other thread. Raises: TimeoutError, and what it raised."""
+        if self._closed:
+            raise TimeoutError("the node has stopped")
+        future: Future[Any] = Future()
+        self._asked.append((future, question))
+        self._transport.wake()
+        try:
+            return future.result(timeout_s)
+        finally:
+            future.cancel()
+
+    def _answer(self) -> None:
+        while self._asked:
+            future, question = self._asked.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(question())
+                except Exception as error:  # whoever asked hears of it; the loop goes on
+                    future.set_exception(error)
+
+    def _status(self) -> dict[str, object]:
+        return self._state.inspect.status()
+
+    def _families(self) -> list[counters.Family]:
+        assert self._log is not None
+        return figures.families(self._state, self._driver, self._table, self._log, self._turn_durations)
+
+    def _close_outside(self) -> None:
+        self._closed = True
+        while self._asked:
+            self._asked.popleft()[0].cancel()
+        if self._web is not None:
+            self._web.close()
+        self._transport.close()
+        if self._notify is not None:
+            self._notify.close()
 
     # --- opening ---
 
@@ -93,10 +163,11 @@ class Node:
             reserve_bytes=settings.reserve_bytes,
         )
         self._log, recovery = LogStore.open(
-            settings.data, RealFiles(), options=options, create=True, on_wake=self._transport.wake
+            settings.data, self._files, options=options, create=True, on_wake=self._transport.wake
         )
+        self._health.watch_store(lambda: self._log.busy_since_ns if self._log is not None else 0)
         for text in recovery.notes:
-            log.warning("%s", text)
+            logs.event(log, logging.WARNING, "recovery", text)
         self._document = self._own_cluster(self._log)
         self._judge_synced(self._log, recovery)
         extra = self._log.manifest.extra
@@ -143,9 +214,9 @@ class Node:
             fsync=settings.fsync,
             adopt=self._adopt,
             mark_synced=self._mark_synced,
-            note=lambda level, text: log.log(_LEVELS[level], "%s", text),
+            note=lambda level, event, text: logs.event(log, _LEVELS[level], event, text),
         )
-        self._state.inspect.figures = {"driver": self._driver.counters}
+        self._state.inspect.counters = lambda: counters.document(self._families())
         self._transport.connect({n: (mb.peer_address, mb.gossip_address) for n, mb in others.items()})
 
     def _own_cluster(self, store: LogStore) -> TopologyDocument:
@@ -169,7 +240,7 @@ class Node:
                 f"member of {cluster_name!r} with {initial}"
             )
         if founded and settings.initial:
-            log.info("the directory is a member already: --initial is ignored")
+            logs.event(log, logging.INFO, "initial_ignored", "the directory is a member already: --initial is ignored")
         document = first_epoch(cluster_name, listed, partitions=partitions)
         member = next((mb for mb in document.members if mb.name == settings.name), None)
         if member is None:
@@ -212,8 +283,11 @@ class Node:
         nobody_else = len(self._document.members) == 1
         if store.manifest.unsynced and not damaged and (extra["phase"] == NEW or nobody_else):
             if nobody_else and extra["phase"] == ACTIVE:
-                log.warning(
-                    "stopped uncleanly without fsync per ack: what was acknowledged in the last moments may be gone"
+                logs.event(
+                    log,
+                    logging.WARNING,
+                    "unclean_stop",
+                    "stopped uncleanly without fsync per ack: what was acknowledged in the last moments may be gone",
                 )
             store.update_manifest(unsynced=False)
 
@@ -252,7 +326,9 @@ class Node:
         gc.set_threshold(*GC_THRESHOLDS)
         if len(self._table):
             ms = (time.monotonic_ns() - started_ns) // 1_000_000
-            log.info("recovered %d keys from %d log records in %d ms", len(self._table), recovery.last_seq, ms)
+            keys, last = len(self._table), recovery.last_seq
+            text = f"recovered {keys} keys from {last} log records in {ms} ms"
+            logs.event(log, logging.INFO, "recovered", text, keys=keys, log_records=last, duration_ms=ms)
 
     def _adopt(self, adopt: fx.Adopt) -> ev.Adopted:
         """On disk before anything else is said: this directory is a founding member, or one that lost its data."""
@@ -262,10 +338,21 @@ class Node:
         extra["stores"] = {f"{node:016x}": store for node, store in adopt.stores.items()}
         self._log.update_manifest(extra=extra, unsynced=adopt.unsynced or self._log.manifest.unsynced)
         if adopt.unsynced:
-            log.error(
-                "this directory is new but the cluster is not: the data of this node was lost; it takes writes and refuses reads"
+            logs.event(
+                log,
+                logging.ERROR,
+                "data_lost",
+                "this directory is new but the cluster is not: the data of this node was lost; it takes writes and refuses reads",
             )
-        log.info("epoch 1 of cluster %r is active", extra["cluster_name"])
+        cluster_name = extra["cluster_name"]
+        logs.event(
+            log,
+            logging.INFO,
+            "epoch_active",
+            f"epoch 1 of cluster {cluster_name!r} is active",
+            cluster=cluster_name,
+            epoch=1,
+        )
         return ev.Adopted(self._document, value.document_bytes(self._document), self._log.manifest.unsynced)
 
     def _mark_synced(self) -> None:
@@ -273,7 +360,7 @@ class Node:
         extra = dict(self._log.manifest.extra)
         extra.pop("damaged", None)
         self._log.update_manifest(unsynced=False, extra=extra)
-        log.info("compared with all other replicas: this node answers reads again")
+        logs.event(log, logging.INFO, "synced", "compared with all other replicas: this node answers reads again")
 
     # --- running ---
 
@@ -281,9 +368,15 @@ class Node:
         """Serve until `stop` or a signal. Raises: StorageFailed, after which the process must end."""
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS} if in_main_thread else {}
-        log.info(
-            "serving %s on %s, %s, pid %d", self.settings.name, self.settings.listen, self.settings.data, os.getpid()
-        )
+        settings = self.settings
+        text = f"serving {settings.name} on {settings.listen}, {settings.data}, pid {os.getpid()}, http {settings.http}"
+        fields: dict[str, int | str] = {
+            "node": settings.name,
+            "listen": settings.listen,
+            "pid": os.getpid(),
+            "http": settings.http,
+        }
+        logs.event(log, logging.INFO, "serving", text, trace=False, **fields)
         try:
             self._loop()
         finally:
@@ -309,15 +402,31 @@ class Node:
                     if not drain_until_ns:
                         self._state.view.draining = True
                         drain_until_ns = now_ns + DRAIN_NS_MAX
-                        log.info("stopping: finishing what is open")
+                        self._health.set_not_ready(self._state.inspect.not_ready())
+                        if self._notify is not None:
+                            self._notify.stopping()
+                        logs.event(log, logging.INFO, "stopping", "stopping: finishing what is open")
                     if self._stop_now or driver.idle or now_ns >= drain_until_ns:
                         break
-                driver.turn(transport.poll(driver.next_wakeup_ns() - now_ns))
+                inbox = transport.poll(min(driver.next_wakeup_ns() - now_ns, POLL_NS_MAX))
+                began_ns = time.monotonic_ns()
+                self._health.beat(began_ns)
+                driver.turn(inbox)
+                self._after_turn(began_ns)
         except StorageFailed:
-            log.critical("the store failed and the node stops; its log is read again at the next start", exc_info=True)
+            text = "the store failed and the node stops; its log is read again at the next start"
+            logs.event(log, logging.CRITICAL, "store_failed", text, trace=True)
             raise
         finally:
             self._close()
+
+    def _after_turn(self, began_ns: int) -> None:
+        view = self._state.view
+        if view.document is None or view.unsynced or view.draining or self._health.not_ready:
+            self._health.set_not_ready(self._state.inspect.not_ready())
+        if self._asked:
+            self._answer()
+        self._turn_durations.observe(time.monotonic_ns() - began_ns)
 
     def _close(self) -> None:
         assert self._log is not None
@@ -325,12 +434,13 @@ class Node:
             try:
                 self._log.update_manifest(high_water_stamp=self._state.view.clock.high)
             except (StorageFailed, DiskFull) as error:
-                log.error("the highest stamp was not noted (the log holds it too): %s", error)
+                text = f"the highest stamp was not noted (the log holds it too): {error}"
+                logs.event(log, logging.ERROR, "stamp_not_noted", text)
             self._log.close()
         except (StorageFailed, DiskFull) as error:
-            log.critical("the log could not be closed cleanly: %s", error)
+            logs.event(log, logging.CRITICAL, "unclean_close", f"the log could not be closed cleanly: {error}")
         finally:
-            self._transport.close()
+            self._close_outside()
 
 
 def _boot_id() -> str:

@@ -1,4 +1,4 @@
-"""Commands about the cluster: status, ring, explain, version.
+"""Commands about the cluster: status, health, ring, explain, version.
 
 Owns: how a cluster looks to a person and to a program. Must not know: how the answers come about.
 """
@@ -7,15 +7,28 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from zkv.cli.console import EXIT_OK, Console, key_bytes, open_client, text_or_base64
+from zkv.cli.console import EXIT_OK, EXIT_UNHEALTHY, Console, key_bytes, open_client, text_or_base64
 from zkv.cli.ring_view import RingView, table
+
+#: what one screen has room for; --json and /metrics have all
+_FIGURES: Final = (
+    ("requests", ("zkv_requests_total",)),
+    ("refused", ("zkv_shed_total",)),
+    ("without quorum", ("zkv_quorum_failures_total",)),
+    ("read repairs", ("zkv_read_repairs_total",)),
+    ("keys", ("zkv_keys",)),
+    ("log bytes", ("zkv_wal_bytes_total",)),
+    ("bad messages", ("zkv_messages_refused_total",)),
+)
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     status = commands.add_parser("status", parents=[common], help="the cluster at a glance, as the asked node sees it")
     status.set_defaults(run=_status)
+    health = commands.add_parser("health", parents=[common], help="whether a node serves; exit 8 if it does not")
+    health.set_defaults(run=_health)
     ring = commands.add_parser("ring", parents=[common], help="who owns which part of the ring")
     ring.set_defaults(run=_ring)
     explain = commands.add_parser(
@@ -42,12 +55,28 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     columns = ("name", "state", "address", "dc", "rack", "host", "weight")
     rows = [[cell(node.get(name)) for name in columns] for node in status["nodes"]]
     head = f"cluster {status['cluster'] or '(forming)'}, epoch {status['epoch']}, as {status['node']} sees it"
-    figures = [
-        f"{room}: " + ", ".join(f"{name.replace('_', ' ')} {cell(value)}" for name, value in counts.items())
-        for room, counts in status.get("figures", {}).items()
-    ]
+    counters = status.get("counters", {})
+    figures = [f"{text} {_figure(counters, names)}" for text, names in _FIGURES if names[0] in counters]
     lines = [status["verdict"], head, "", *table([name.upper() for name in columns], rows)]
-    return [*lines, "", *figures] if figures else lines
+    return [*lines, "", ", ".join(figures)] if figures else lines
+
+
+def _figure(counters: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """The counts of these names added up, over all of their labels."""
+    values = [counters.get(name, 0) for name in names]
+    return cell(sum(sum(value.values()) if isinstance(value, dict) else value for value in values))
+
+
+def _health(args: argparse.Namespace, console: Console) -> int:
+    """The verdict of /readyz, asked over the client port."""
+    with open_client(args) as kv:
+        document = kv.admin.status().document
+    reasons = document["not_ready"]
+    console.document(node=document["node"], ready=document["ready"], reasons=reasons, verdict=document["verdict"])
+    console.line(
+        f"{document['node']}: " + ("not ready: " + "; ".join(reasons) if reasons else "ready; " + document["verdict"])
+    )
+    return EXIT_UNHEALTHY if reasons else EXIT_OK
 
 
 def _ring(args: argparse.Namespace, console: Console) -> int:

@@ -23,7 +23,7 @@ from zkv.errors import ZkvError
 _MODULES: Final = {
     **dict.fromkeys(("put", "get", "delete", "exists", "touch", "ttl"), "data"),
     **dict.fromkeys(("import", "export"), "transfer"),
-    **dict.fromkeys(("status", "ring", "explain", "version"), "cluster"),
+    **dict.fromkeys(("status", "health", "ring", "explain", "version"), "cluster"),
     "serve": "serve",
     "demo": "demo",
     "sim": "sim",

@@ -14,7 +14,6 @@ _PLANS = "there are no plans to act on yet, because membership of a running clus
 
 RESERVED: Final[dict[str, str]] = {
     "scan": "ordered scans do not exist yet; `zkv export` lists every key, unordered",
-    "health": "does not exist yet; `zkv status` prints a verdict",
     "top": "does not exist yet; `zkv status` shows one moment",
     "bucket": "buckets cannot be created or changed yet; every cluster has `default` and `strict`",
     "join": _MEMBERSHIP,

@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
 from zkv.cli.console import EXIT_OK, Console, refuse
-from zkv.config import FSYNC_MODES, LOG_LEVELS, NodeSettings, load
+from zkv.config import FSYNC_MODES, LOG_FORMATS, LOG_LEVELS, NodeSettings, load
 from zkv.errors import ConfigError
 
 _SEED = (
@@ -48,7 +47,12 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser], c
     parser.add_argument(
         "--insecure-network", action="store_true", default=None, help="allow open links, test networks only"
     )
+    parser.add_argument("--http", metavar="HOST:PORT", help="health and metrics; default: 127.0.0.1:PORT+3; or: off")
+    parser.add_argument(
+        "--http-token-file", metavar="FILE", type=Path, help="bearer token for /v1/*; a must with --http on a network"
+    )
     parser.add_argument("--log-level", choices=LOG_LEVELS)
+    parser.add_argument("--log-format", choices=LOG_FORMATS, help="default: text")
     parser.add_argument("--seed", metavar="HOST:PORT", help=argparse.SUPPRESS)
     parser.add_argument("--no-join", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--keys", metavar="DIR", help=argparse.SUPPRESS)
@@ -59,7 +63,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     settings = settings_of(args, os.environ)
     if args.config is not None:
         _require_data(settings.data)
-    _log_to_stderr(settings.log_level)
+    from zkv import logs
+
+    logs.configure(settings.log_level, settings.log_format)
     if settings.insecure_network:
         console.say("WARNING: --insecure-network: whoever reaches these ports may read and write everything")
     if args.stop_with_stdin:
@@ -89,7 +95,8 @@ def settings_of(args: argparse.Namespace, environ: os._Environ[str] | dict[str, 
         "initial",
         "cluster_name",
     )
-    names += ("dc", "rack", "host", "weight", "fsync", "insecure_network", "log_level")
+    names += ("dc", "rack", "host", "weight", "fsync", "insecure_network")
+    names += ("http", "http_token_file", "log_level", "log_format")
     settings = load({name: getattr(args, name) for name in names}, environ, args.config)
     settings.validate()
     return settings
@@ -103,14 +110,6 @@ def _require_data(data: Path) -> None:
             f"not become "
             f"a new cluster); for the very first start give the settings as flags, without --config"
         )
-
-
-def _log_to_stderr(level: str) -> None:
-    import logging
-
-    logging.basicConfig(
-        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
-    )
 
 
 def _stop_with_stdin() -> None:

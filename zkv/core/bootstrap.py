@@ -80,7 +80,9 @@ class Bootstrap:
             self._missing_note_ns = now_ns + MISSING_NOTE_NS
             names = ", ".join(self.missing) or "nobody"
             effects.append(
-                Note("warning", f"the cluster forms when all of --initial have answered; waiting for {names}")
+                Note(
+                    "warning", "forming", f"the cluster forms when all of --initial have answered; waiting for {names}"
+                )
             )
         return effects
 
@@ -117,7 +119,7 @@ class Bootstrap:
             return []
         self._notes_left -= 1
         self._refusals[node] = why
-        return [Note("error", why)]
+        return [Note("error", "peer_refused", why)]
 
     def _refusal(self, hello: PeerHello) -> str:
         me = self._me

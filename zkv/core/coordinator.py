@@ -18,6 +18,7 @@ from zkv.core.events import Route
 from zkv.core.messages import Status
 from zkv.core.quorum import Requirement
 from zkv.core.reads import ReadGroup, Reads
+from zkv.core.request_counts import RequestCounts
 from zkv.core.request_memory import Outcome, Refusals
 from zkv.core.requests import OpenGet, OpenPut
 from zkv.core.ring import Row
@@ -55,6 +56,7 @@ class Coordinator:
         #: (node, part) -> request, positions of the part in it, deadline
         self._forwards: dict[tuple[NodeId, _PartKey], tuple[OpenPut, list[int], int]] = {}
         self.open_items = 0
+        self.counts = RequestCounts()
 
     # --- arrival ---
 
@@ -68,6 +70,7 @@ class Coordinator:
             if not message.keys or len(set(message.keys)) < len(message.keys):
                 text = "a request without keys" if not message.keys else "a key stands twice in one request"
                 effects.append(Reply(route, m.Refused(message.request, "InvalidKey", text)))
+                self.counts.shed("invalid")
             elif self._view.ring is None or self._view.draining or self.open_items + len(message.keys) > OPEN_ITEMS_MAX:
                 effects.append(Reply(route, self._refusal(message)))
                 if isinstance(message, m.Put) and not message.retry:
@@ -86,11 +89,14 @@ class Coordinator:
 
     def _refusal(self, message: m.Put | m.Get) -> m.Refused:
         if self._view.ring is None:
+            self.counts.shed("forming")
             return m.Refused(
                 message.request, "Unavailable", "the cluster has not formed yet: not all nodes of --initial answered"
             )
         if self._view.draining:
+            self.counts.shed("draining")
             return m.Refused(message.request, "Unavailable", f"node {self._view.name} is stopping")
+        self.counts.shed("overloaded")
         text = f"{self.open_items} items are being worked on, the limit is {OPEN_ITEMS_MAX}"
         return m.Refused(message.request, "Overloaded", text, {"retry_after_ms": OVERLOADED_RETRY_AFTER_MS})
 
@@ -102,6 +108,7 @@ class Coordinator:
                 already.routes.append(route)  # the same request on another connection: it is being worked on
             return []
         open_put = OpenPut(route, message, self._done_puts)
+        open_put.began_ns = self._view.now_ns
         self._puts[key] = open_put
         self.open_items += len(message.keys)
         everything = list(range(len(message.keys)))
@@ -334,6 +341,7 @@ class Coordinator:
 
     def _on_get(self, route: Route, message: m.Get, groups: dict[tuple[object, ...], ReadGroup]) -> None:
         open_get = OpenGet(route, message, self._done_gets)
+        open_get.began_ns = self._view.now_ns
         self.open_items += len(message.keys)
         if message.deadline_ns <= self._view.now_ns:
             open_get.settle_failed(list(range(len(message.keys))), Status.EXPIRED)
@@ -388,10 +396,14 @@ class Coordinator:
             if not open_put.message.retry and (refused := open_put.refused()):
                 self._refusals.note(open_put.message.request, refused)
             reply = open_put.reply()
+            operation = "part" if open_put.message.hop else "put"
+            self.counts.ended(operation, open_put.began_ns, len(open_put.message.keys), reply.statuses)
             effects.extend(Reply(route, reply) for route in open_put.routes)
         for open_get in self._done_gets:
             self.open_items -= len(open_get.message.keys)
-            effects.append(Reply(open_get.route, open_get.reply(self._view.wall_ms)))
+            found = open_get.reply(self._view.wall_ms)
+            self.counts.ended("get", open_get.began_ns, len(open_get.message.keys), found.statuses)
+            effects.append(Reply(open_get.route, found))
         self._done_puts.clear()
         self._done_gets.clear()
         return effects

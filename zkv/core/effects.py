@@ -111,9 +111,10 @@ class Adopt:
 
 @dataclass(slots=True)
 class Note:
-    """Something for the operator's log. level: "info", "warning", "error"."""
+    """Something for the operator's log. level: "info", "warning", "error". event: its name, which does not change."""
 
     level: str
+    event: str
     text: str
 
 

@@ -18,6 +18,7 @@ from zkv.core.view import Owner, View
 from zkv.ids import NodeId, bucket_of, stored_key
 
 SCHEMA: Final = 1
+_UNSYNCED: Final = "this node lost its data and must not answer reads until it is repaired"
 SCAN_LIMIT_MAX: Final = 1_000
 EXPLAIN_WAIT_NS: Final = 1_000_000_000
 
@@ -42,10 +43,8 @@ class Inspect:
         self._view = view
         self._scans: dict[int, tuple[Route, m.Scan, int]] = {}
         self._explains: dict[int, _Explain] = {}
-        #: counters and figures that other rooms add to `status`
-        self.figures: dict[str, object] = {}
-        #: what the rules have counted since the start
-        self.counts: Callable[[], dict[str, int]] = dict
+        #: what this node has counted, under the names that /metrics uses
+        self.counters: Callable[[], dict[str, object]] = dict
         #: who is missing and who was refused, while the cluster forms
         self.forming: Callable[[], tuple[list[str], list[str]]] = lambda: ([], [])
 
@@ -107,14 +106,12 @@ class Inspect:
                     "weight": member.weight,
                 }
             )
+        reasons = self.not_ready()
         alive = sum(1 for n in nodes if n["state"] == "alive")
         if view.document is None:
-            missing, refusals = self.forming()
-            verdict = "forming: waiting for " + (", ".join(missing) or "the others to answer")
-            if refusals:
-                verdict += "; " + "; ".join(refusals)
+            verdict = self._forming()
         elif view.unsynced:
-            verdict = "degraded: this node lost its data and must not answer reads until it is repaired"
+            verdict = f"degraded: {_UNSYNCED}"
         elif alive == len(nodes):
             verdict = f"healthy: all {alive} nodes are alive"
         else:
@@ -128,9 +125,26 @@ class Inspect:
             "epoch": view.epoch,
             "store": view.store.hex(),
             "unsynced": view.unsynced,
+            "ready": not reasons,
+            "not_ready": reasons,
             "nodes": nodes,
-            "figures": self.figures | {"rules": self.counts()},
+            "counters": self.counters(),
         }
+
+    def not_ready(self) -> list[str]:
+        """Why this node does not serve; empty if it does. Whether it is healthy otherwise is another question."""
+        view = self._view
+        reasons = [] if view.document is not None else [self._forming()]
+        if view.unsynced:
+            reasons.append(f"unsynced: {_UNSYNCED}")
+        if view.draining:
+            reasons.append("draining: this node is stopping")
+        return reasons
+
+    def _forming(self) -> str:
+        missing, refusals = self.forming()
+        text = "forming: waiting for " + (", ".join(missing) or "the others to answer")
+        return "; ".join((text, *refusals))
 
     def ring(self) -> dict[str, object]:
         view = self._view

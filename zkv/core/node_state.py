@@ -32,11 +32,6 @@ class NodeState:
         self.replica = Replica(view)
         self.resync = Resync(view)
         self.inspect = Inspect(view)
-        self.inspect.counts = lambda: {
-            "read_repairs": self.reads.repairs,
-            "replica_refusals": self.replica.refused,
-            "resynced_records": self.resync.records,
-        }
         self.inspect.forming = lambda: (bootstrap.missing, list(bootstrap.refusals.values()))
         self.coordinator = Coordinator(view, self.writes, self.reads)
         self._heartbeat_interval_ns = heartbeat_interval_ns

@@ -235,7 +235,9 @@ class Reads:
             open_get.settle_failed([item for p, item in enumerate(items, start) if p in bad], Status.CORRUPT)
             start += len(items)
         del self._groups[group.number]
-        note = Note("error", f"{len(bad)} keys have one dot with two values on different replicas: corrupt")
+        note = Note(
+            "error", "dot_collision", f"{len(bad)} keys have one dot with two values on different replicas: corrupt"
+        )
         rest = [p for p in range(len(group.rows)) if p not in bad]
         return [note, *(self.begin(self._part(group, rest)) if rest else [])]
 

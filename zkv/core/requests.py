@@ -22,9 +22,10 @@ _OPEN: Final = -1
 class _Open:
     """What puts and gets share: which items are open, failures, and who hears of the end."""
 
-    __slots__ = ("_got", "_left", "_required", "_statuses")
+    __slots__ = ("_got", "_left", "_required", "_statuses", "began_ns")
 
     def __init__(self, count: int) -> None:
+        self.began_ns = 0
         self._left = count
         self._statuses: list[int] = [_OPEN] * count
         self._required: list[int] | None = None

@@ -61,6 +61,7 @@ class Resync:
                 return [
                     Note(
                         "error",
+                        "resync_impossible",
                         "this store must not answer reads and there is no other replica to compare with: run zkv repair",
                     )
                 ]
@@ -104,8 +105,14 @@ class Resync:
         if Status.DISK_FULL in event.statuses:
             node, _ = self._joining.pop(event.cause)
             self._sources[node].asked_ns = self._view.now_ns
-            return [Note("error", "resync: no space for what the other replicas hold; asking again")]
-        return [Note("error", f"resync: {sum(map(bool, event.statuses))} keys have one dot with two values: corrupt")]
+            return [Note("error", "resync_no_space", "resync: no space for what the other replicas hold; asking again")]
+        return [
+            Note(
+                "error",
+                "dot_collision",
+                f"resync: {sum(map(bool, event.statuses))} keys have one dot with two values: corrupt",
+            )
+        ]
 
     def on_persisted(self, causes: list[int]) -> list[Effect]:
         return [effect for cause in causes if cause in self._joining for effect in self._page_joined(cause)]

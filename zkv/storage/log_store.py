@@ -30,6 +30,7 @@ from zkv.codec.log import (
     encode_batch_header,
     encode_file_header,
 )
+from zkv.counters import Histogram
 from zkv.errors import DiskFull, StorageFailed
 from zkv.storage.files import IOV_MAX, FileSystem, write_whole
 from zkv.storage.log_jobs import NEXT, PrepareJob, SyncJob
@@ -77,6 +78,9 @@ class LogStore:
         "_sync_again",
         "_worker",
         "_written_seq",
+        "appended_bytes",
+        "appends",
+        "sync_durations",
     )
 
     def __init__(self, files: FileSystem, path: str, options: LogOptions, opened: Opened, worker: Worker) -> None:
@@ -104,6 +108,9 @@ class LogStore:
         self._space = SpaceGuard(files, path, options.reserve_bytes, options.reserve_check_appends)
         self._failure: StorageFailed | None = None
         self._closed = False
+        self.appends = 0
+        self.appended_bytes = 0
+        self.sync_durations = Histogram()
 
     @classmethod
     def open(
@@ -134,6 +141,11 @@ class LogStore:
     @property
     def durable_seq(self) -> int:
         return self._durable_seq
+
+    @property
+    def busy_since_ns(self) -> int:
+        """When the file call began that the worker is in, 0 if it is in none. From any thread."""
+        return self._worker.busy_since_ns
 
     @property
     def manifest(self) -> Manifest:
@@ -190,6 +202,8 @@ class LogStore:
         file.offset += total
         file.prev_crc = prev_crc
         self._written_seq = seq
+        self.appends += 1
+        self.appended_bytes += total
         self._marked_seq = self._durable_seq
         self._space.written(total)
         if self._prepare is None and self._prepared_fd < 0 and file.offset > self._options.file_bytes * _PREPARE_AT:
@@ -315,6 +329,7 @@ class LogStore:
             raise self._die(f"a sync failed, so nobody knows what is on disk: {job.error}") from job.error
         self._sync = None
         self._durable_seq = job.seq
+        self.sync_durations.observe(job.took_ns)
 
     def turn_done(self, now_ns: int, durable_wanted: bool) -> None:
         """The owner wrote what it had: decide by policy whether to sync. `durable_wanted`: somebody waits for this

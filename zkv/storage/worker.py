@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -19,9 +20,11 @@ from typing import Protocol
 class Job:
     """One unit of slow work. Subclasses implement `run`; `error` holds what it raised, `ended` is set after it."""
 
-    __slots__ = ("ended", "error")
+    __slots__ = ("ended", "error", "took_ns")
 
     def __init__(self) -> None:
+        #: how long it ran on a thread; 0 elsewhere, where time does not pass
+        self.took_ns = 0
         self.ended = threading.Event()
         self.error: Exception | None = None
 
@@ -37,6 +40,10 @@ class Job:
 
 
 class Worker(Protocol):
+    @property
+    def busy_since_ns(self) -> int:
+        """When the job that runs now began, on the monotonic clock; 0 if none does."""
+
     def submit(self, job: Job) -> None: ...
 
     def completed(self) -> list[Job]:
@@ -52,24 +59,32 @@ class Worker(Protocol):
 class ThreadWorker:
     """Jobs on one daemon thread (a process that dies without `stop` must not hang on it)."""
 
-    __slots__ = ("_completed", "_on_wake", "_queue", "_thread", "_wake_error")
+    __slots__ = ("_busy_since_ns", "_completed", "_on_wake", "_queue", "_thread", "_wake_error")
 
     def __init__(self, on_wake: Callable[[], None]) -> None:
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._completed: deque[Job] = deque()
         self._on_wake = on_wake
+        self._busy_since_ns = 0
         self._wake_error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="zkv-log-sync", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
+            began_ns = self._busy_since_ns = time.monotonic_ns()
             job.run_caught()
+            job.took_ns = time.monotonic_ns() - began_ns
+            self._busy_since_ns = 0
             self._completed.append(job)
             try:
                 self._on_wake()
             except Exception as error:  # raised again where the owner asks; the thread must live on to run `stop`
                 self._wake_error = error
+
+    @property
+    def busy_since_ns(self) -> int:
+        return self._busy_since_ns
 
     def submit(self, job: Job) -> None:
         self._queue.put(job)
@@ -101,6 +116,10 @@ class InlineWorker:
         self.pending: deque[Job] = deque()
         self._completed: list[Job] = []
         self._on_wake = on_wake
+
+    @property
+    def busy_since_ns(self) -> int:
+        return 0
 
     def submit(self, job: Job) -> None:
         self.pending.append(job)

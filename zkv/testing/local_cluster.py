@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import IO, Final
 
 import zkv
-from zkv.config import environment_of
+from zkv.config import HTTP_STEP, environment_of
 from zkv.errors import ConfigError, Unsupported, ZkvError
 from zkv.testing.ports import HOST, free_base_ports
 
@@ -139,12 +139,14 @@ class LocalCluster:
 class LocalNode:
     """One node process. It keeps name, ports and directory over any number of kills and restarts."""
 
-    __slots__ = ("_environment", "_initial", "_process", "address", "data", "log", "name", "url")
+    __slots__ = ("_environment", "_initial", "_process", "address", "data", "http", "log", "name", "url")
 
     def __init__(self, name: str, port: int, directory: Path, initial: str, environment: Mapping[str, str]) -> None:
         self.name = name
         self.address = f"{HOST}:{port}"
         self.url = f"zkv://{self.address}"
+        #: where it answers /livez, /readyz, /metrics and /v1/status, unless a setting says otherwise
+        self.http = f"http://{HOST}:{port + HTTP_STEP}"
         self.data = directory / name
         self.log = directory / f"{name}.log"
         self._initial = initial

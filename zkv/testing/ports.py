@@ -2,7 +2,7 @@
 
 Owns: the choice of ports. Must not know: what listens on them.
 
-A node needs three ports in a row. They are probed by binding, below the range from which the kernel takes ports for
+A node needs four ports in a row. They are probed by binding, below the range from which the kernel takes ports for
 outgoing
 connections, and all probes are held until the whole choice is made. Between letting go and the node's own bind
 somebody else
@@ -17,14 +17,14 @@ import socket
 from typing import Final
 
 HOST: Final = "127.0.0.1"
-PORTS_PER_NODE: Final = 3
+PORTS_PER_NODE: Final = 4
 _LOWEST: Final = 10_000
 _HIGHEST: Final = 32_000
 _TRIES: Final = 2_000
 
 
 def free_base_ports(count: int, dice: random.Random | None = None) -> list[int]:
-    """`count` base ports, each with the next two free as well. OSError if the range is as good as full."""
+    """`count` base ports, each with the next three free as well. OSError if the range is as good as full."""
     rolls = dice or random.Random()
     chosen: list[int] = []
     with contextlib.ExitStack() as held:

@@ -85,13 +85,13 @@ def test_status_puts_the_verdict_first() -> None:
         "cluster": "local",
         "epoch": 1,
         "nodes": [node],
-        "figures": {"driver": {"puts_logged": 7, "turns": 9}},
+        "counters": {"zkv_requests_total": {"op=put,result=ok": 7, "op=get,result=ok": 2}, "zkv_keys": 5},
     }
     lines = status_lines(status)
     assert lines[0] == "healthy: all 1 nodes are alive"
     assert lines[1] == "cluster local, epoch 1, as n1 sees it"
     assert lines[4].split() == ["n1", "alive", "127.0.0.1:7400", "d", "r", "n1", "1"]
-    assert lines[-1] == "driver: puts logged 7, turns 9"
+    assert lines[-1] == "requests 9, keys 5"
 
 
 def test_explain_shows_each_replica() -> None:

@@ -1,4 +1,4 @@
-"""Ports for nodes about to start: three in a row, free, never the same twice in one choice."""
+"""Ports for nodes about to start: four in a row, free, never the same twice in one choice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zkv.testing.ports import HOST, PORTS_PER_NODE, free_base_ports
 def test_chosen_ports_are_free_and_disjoint() -> None:
     bases = free_base_ports(5)
     wanted = [base + step for base in bases for step in range(PORTS_PER_NODE)]
-    assert len(set(wanted)) == 15
+    assert len(set(wanted)) == 5 * PORTS_PER_NODE
     for port in wanted:
         with socket.socket() as probe:
             probe.bind((HOST, port))
@@ -32,7 +32,7 @@ def test_a_port_that_is_taken_is_passed_over() -> None:
 
 def test_a_full_range_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "_LOWEST", 31_000)
-    monkeypatch.setattr(ports, "_HIGHEST", 31_003)
+    monkeypatch.setattr(ports, "_HIGHEST", 31_000 + PORTS_PER_NODE)
     monkeypatch.setattr(ports, "_TRIES", 20)
     with pytest.raises(OSError, match="found only"):
         free_base_ports(2)

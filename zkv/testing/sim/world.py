@@ -414,7 +414,7 @@ class SimNode(Node):
             fsync=world.plan.fsync,
             adopt=self._adopt,
             mark_synced=self._mark_synced,
-            note=lambda level, text: None,
+            note=lambda level, event, text: None,
         )
 
     def _mark_synced(self) -> None:
