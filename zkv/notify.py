@@ -45,7 +45,7 @@ class Notify:
         self._notifier = SystemdNotifier(debug=True)  # errors raise; without that they vanish
         self._failed = False
         self._ready = False
-        self._told: list[str] | None = None
+        self._told: tuple[int, list[str]] | None = None
         self._stopping = False
         self._stopping_told = False
         self._ending = False
@@ -93,9 +93,10 @@ class Notify:
                 lines.append(f"EXTEND_TIMEOUT_USEC={_EXTEND_US}")
         if self._watchdog_ns and not dead:
             lines.append("WATCHDOG=1")
-        if dead + reasons != self._told:
-            self._told = dead + reasons
-            lines.append("STATUS=" + ("; ".join(self._told).replace("\n", " ") or "serving"))
+        told = (len(dead), reasons)  # the sentences of the dead count seconds: said once
+        if told != self._told:
+            self._told = told
+            lines.append("STATUS=" + ("; ".join(dead + reasons).replace("\n", " ") or "serving"))
         if lines:
             self._send("\n".join(lines))
 
