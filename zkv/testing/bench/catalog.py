@@ -86,25 +86,19 @@ def p3(scale: Scale) -> Iterator[Case]:
         _, cluster = stack.enter_context(_cluster(3, "group"))
         runner = stack.enter_context(asyncio.Runner())
         client = stack.enter_context(async_client(cluster, runner))
-        kv = stack.enter_context(zkv.connect(cluster.url, timeout=30.0))
 
         def ours(count: int) -> Side:
-            """Tasks of the asyncio client; threads of the sync one while that does not exist."""
-            lanes = scale.lanes(f"p3.{count}", count)
-            if isinstance(client, NotRun):
-                return Puts(OneKey(kv, pids(cluster)), lanes)
-            return Tasks(runner, client, lanes)
+            return Tasks(runner, client, scale.lanes(f"p3.{count}", count))
 
-        by = "threads" if isinstance(client, NotRun) else "tasks"
         for count in scale.outstanding:
-            shape = f"3 nodes W=2, 1 KB, group, {count} {by}"
-            with probe(scale.ledger("p3", 1), outstanding=count, entries=3, synced=True) as peer:
+            shape = f"3 nodes W=2, 1 KB, group, {count} tasks"
+            with probe(scale.ledger(f"p3.{count}", 1), outstanding=count, entries=3, synced=True) as peer:
                 yield Case(f"P3 put x{count}", shape, ours(count), "probe + fdatasync", peer, bound=0.9)
         missing = etcd_peer.missing()
         for count in scale.etcd_outstanding:
             case = Case(
                 f"P3 put x{count}",
-                f"3 nodes W=2, 1 KB, group, {count} {by}",
+                f"3 nodes W=2, 1 KB, group, {count} tasks",
                 ours(count),
                 "etcd x3",
                 missing or NotRun("not asked"),
@@ -142,7 +136,7 @@ def p5(scale: Scale) -> Iterator[Case]:
             peers = {} if missing else stack.enter_context(_async_redis(scale, runner))
             for name, reading in (("get", True), ("put", False)):
                 lanes = scale.lanes(f"p5.{name}", scale.tasks)
-                mine = client if isinstance(client, NotRun) else Tasks(runner, client, lanes, reading=reading)
+                mine = Tasks(runner, client, lanes, reading=reading)
                 peer_name, theirs = "redis.asyncio", missing
                 if missing is None:
                     peer_name, theirs = _better(runner, peers, scale, name, reading)  # type: ignore[assignment]

@@ -6,13 +6,10 @@ Owns: the client as a store, sync and asyncio. Must not know: which peer it meet
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import zkv
-from zkv.errors import Unsupported
-from zkv.testing.bench.rounds import NotRun
 from zkv.testing.local_cluster import LocalCluster
 
 
@@ -48,7 +45,7 @@ class OneKey:
 class AsyncKey:
     """get and put of the asyncio client."""
 
-    def __init__(self, kv: Any, processes: Mapping[str, int]) -> None:
+    def __init__(self, kv: zkv.AsyncClient, processes: Mapping[str, int]) -> None:
         self.processes = processes
         self._kv = kv
 
@@ -56,8 +53,7 @@ class AsyncKey:
         await self._kv.put(key, value)
 
     async def get(self, key: str) -> bytes | None:
-        found: bytes | None = await self._kv.get(key)
-        return found
+        return await self._kv.get(key)
 
 
 def pids(cluster: LocalCluster) -> dict[str, int]:
@@ -65,18 +61,14 @@ def pids(cluster: LocalCluster) -> dict[str, int]:
 
 
 @contextmanager
-def async_client(cluster: LocalCluster, runner: asyncio.Runner) -> Iterator[AsyncKey | NotRun]:
-    connect: Callable[..., Any] = zkv.aconnect
+def async_client(cluster: LocalCluster, runner: asyncio.Runner) -> Iterator[AsyncKey]:
+    """A client that lives in the runner's loop."""
 
-    async def opened() -> Any:
-        return await connect(cluster.url, timeout=30.0).__aenter__()
+    async def opened() -> zkv.AsyncClient:
+        return zkv.aconnect(cluster.url, timeout=30.0)
 
-    try:
-        kv = runner.run(opened())
-    except Unsupported as error:
-        yield NotRun(str(error))
-        return
+    kv = runner.run(opened())
     try:
         yield AsyncKey(kv, pids(cluster))
     finally:
-        runner.run(kv.__aexit__(None, None, None))
+        runner.run(kv.close())
