@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from zkv.codec import packed
+from zkv.codec import packed, records
 from zkv.codec.wire import BODY_BYTES_MAX
 from zkv.errors import ProtocolError
 
@@ -86,3 +86,17 @@ def test_deep_nesting_is_refused_without_recursion() -> None:
     for depth in (2_000, 100_000):
         with pytest.raises(ProtocolError):
             packed.unpack(b"\x91" * depth + b"\xc0")
+
+
+def test_runs_longer_than_the_keys_that_came_are_never_made() -> None:
+    """18 KB of runs that say 16,384 items each, for one key: 1.9 GB if they are added up afterwards."""
+    runs = [[1, 1, 16_384]] * 3_000
+    meta = packed.pack([2, [b"\0\0\0\1k"], b"a" * 12, [1], 0, [0], [0], runs, 1, 0, None, None, None])
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match="a run's length"):
+            records.decode_block(meta, b"")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 1024 * 1024
