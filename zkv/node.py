@@ -40,6 +40,7 @@ from zkv.health import Health
 from zkv.ids import NodeId
 from zkv.storage.files import FileSystem, RealFiles
 from zkv.storage.log_store import LogStore
+from zkv.storage.manifest import Manifest
 from zkv.storage.opening import LogOptions
 from zkv.storage.record_table import RecordTable
 from zkv.storage.recovery import Recovery
@@ -163,7 +164,12 @@ class Node:
             reserve_bytes=settings.reserve_bytes,
         )
         self._log, recovery = LogStore.open(
-            settings.data, self._files, options=options, create=True, on_wake=self._transport.wake
+            settings.data,
+            self._files,
+            options=options,
+            create=True,
+            on_wake=self._transport.wake,
+            accept=self._check_directory,
         )
         self._health.watch_store(lambda: self._log.busy_since_ns if self._log is not None else 0)
         for text in recovery.notes:
@@ -219,15 +225,30 @@ class Node:
         self._state.inspect.counters = lambda: counters.document(self._families())
         self._transport.connect({n: (mb.peer_address, mb.gossip_address) for n, mb in others.items()})
 
+    def _check_directory(self, manifest: Manifest | None) -> None:
+        """Refuses flags that contradict the directory, or each other, while nothing has been changed or created."""
+        self._plan_cluster(manifest)
+
     def _own_cluster(self, store: LogStore) -> TopologyDocument:
-        """Epoch 1 of the cluster that this directory belongs to, or is about to help found. Refuses flags that contradict the directory."""
+        """Epoch 1 of the cluster that this directory belongs to, or is about to help found."""
+        document, member, extra = self._plan_cluster(store.manifest)
+        if extra.get("phase") == ACTIVE and self.settings.initial:
+            log.info("the directory is a member already: --initial is ignored")
+        if extra.get("phase") != ACTIVE:
+            store.update_manifest(
+                cluster_id=document.cluster_id, node_id=member.node_id, node_name=member.name, extra=extra
+            )
+        return document
+
+    def _plan_cluster(self, manifest: Manifest | None) -> tuple[TopologyDocument, Member, dict[str, Any]]:
+        """(epoch 1, this node in it, `extra` of the manifest). Raises: ConfigError where flags and directory contradict each other."""
         settings = self.settings
-        extra: dict[str, Any] = dict(store.manifest.extra)
+        extra: dict[str, Any] = dict(manifest.extra) if manifest else {}
         founded = extra.get("phase") == ACTIVE
-        if store.manifest.node_name and store.manifest.node_name != settings.name:
+        if manifest and manifest.node_name and manifest.node_name != settings.name:
             raise ConfigError(
-                f"{settings.data} belongs to node {store.manifest.node_name!r}, not {settings.name!r}: "
-                f"start it with --name {store.manifest.node_name}, or choose another --data"
+                f"{settings.data} belongs to node {manifest.node_name!r}, not {settings.name!r}: "
+                f"start it with --name {manifest.node_name}, or choose another --data"
             )
         initial = settings.initial or extra.get("initial") or self._own_initial()
         cluster_name = settings.cluster_name or extra.get("cluster_name") or "zkv"
@@ -239,8 +260,6 @@ class Node:
                 f"{settings.data} belongs to cluster {extra['cluster_name']!r} founded by {extra['initial']}; it cannot be started as a "
                 f"member of {cluster_name!r} with {initial}"
             )
-        if founded and settings.initial:
-            logs.event(log, logging.INFO, "initial_ignored", "the directory is a member already: --initial is ignored")
         document = first_epoch(cluster_name, listed, partitions=partitions)
         member = next((mb for mb in document.members if mb.name == settings.name), None)
         if member is None:
@@ -260,10 +279,7 @@ class Node:
                 "phase": NEW,
                 "stores": {},
             }
-            store.update_manifest(
-                cluster_id=document.cluster_id, node_id=member.node_id, node_name=member.name, extra=extra
-            )
-        return document
+        return document, member, extra
 
     def _power_was_lost(self, store: LogStore, recovery: Recovery) -> bool:
         """Whether records may be gone that an earlier life wrote and did not sync: it stopped uncleanly, and the machine has started since."""

@@ -12,7 +12,7 @@ import pytest
 from tests.harness import DEFAULT, SECOND, STRICT, SimCluster, SimNode, status_of
 from tests.scenarios.test_counterexamples import KEY, three
 from tests.scenarios.test_requests import REQUEST, assert_nothing_is_open, batch, key_at, must, put_answer
-from zkv.codec import records, wire
+from zkv.codec import packed, records, wire
 from zkv.core import messages as m
 from zkv.core.messages import Status
 from zkv.core.versions import Context, VersionSet
@@ -80,7 +80,7 @@ def test_context_that_covers_the_last_counter_of_our_own_actor_does_not_stop_the
 def test_set_whose_past_holds_no_integer_is_refused(counter: float) -> None:
     cluster, a, b, _ = three()
     sibling = [ACTOR, 1, 0, 0, 0, 1, 1, None, 1]
-    meta = records.pack([[stored_key(DEFAULT, KEY), 1, 0, None, [sibling], [ACTOR, counter], None]])
+    meta = packed.pack([[stored_key(DEFAULT, KEY), 1, 0, None, [sibling], [ACTOR, counter], None]])
     with pytest.raises(ProtocolError):
         records.decode_block(meta, b"v")
     # the header counts this record; the bytes are those of `meta`
@@ -225,7 +225,7 @@ def test_bool_among_the_numbers_of_a_sibling_is_refused(place: int) -> None:
     actor = Actor(b"x" * 12)
     sibling: list[object] = [actor, 1, 0, 0, 0, 1, 1, None, 1]
     sibling[place] = True
-    meta = records.pack([[stored_key(DEFAULT, KEY), 1, 0, None, [sibling], [actor, 1], None]])
+    meta = packed.pack([[stored_key(DEFAULT, KEY), 1, 0, None, [sibling], [actor, 1], None]])
     put = m.ReplicaPut(1, m.RecordBlock([], (meta, b"v")), True, deadline_ns=cluster.time.now_ns + 1 * SECOND)
     frames = wire.encode(put, cluster=cluster.cluster, now_ns=cluster.time.now_ns)
     # count is in the header and the block above is empty on our side: set it

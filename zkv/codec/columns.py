@@ -67,15 +67,13 @@ def columns_from_tree(tree: Any, values: bytes, past_from_flat: Callable[[Any], 
         _number(stamp, 0, _U64, "stamp"),
         cut_values(values, _numbers(lengths, n, 0, _U63, "lengths")),
         _numbers(checksums, n, 0, 1 << 32, "checksums"),
-        [_run(run) for run in _list(runs, "runs")],
+        _runs(_list(runs, "runs"), n),
         _all_of(row_versions, n, "row versions"),
         _all_of(fences, n, "fences"),
         None if expires is None else _numbers(expires, n, 0, _U63, "expires_ms"),
         {_number(i, 0, n, "a place"): _voids(given) for i, given in _pairs(voids)},
         {_number(i, 0, n, "a place"): past_from_flat(flat) for i, flat in _pairs(pasts)},
     )
-    if sum([len(items) for _, _, items in columns.runs]) != n:
-        raise ProtocolError("the runs do not add up to the keys that came")
     if any(past.get(columns.actor, 0) < columns.counters[i] for i, past in columns.pasts.items()):
         raise ProtocolError("a set must know its own dots")
     return columns
@@ -127,15 +125,22 @@ def _all_of(value: Any, n: int, name: str) -> list[int]:
     return [_number(value, 0, _U63, name)] * n if type(value) is int else _numbers(value, n, 0, _U63, name)
 
 
-def _run(run: Any) -> Run:
-    session, sequence, items = run
-    if type(items) is int:
-        items = list(range(_number(items, 1, RECORDS_MAX + 1, "a run's length")))
-    else:
-        items = _numbers(items, len(items), 0, RECORDS_MAX, "items")
-        if any(a >= b for a, b in pairwise(items)):
-            raise ProtocolError("the items of a run ascend")
-    return _number(session, 0, _U64, "a session"), _number(sequence, 0, _U64, "a sequence"), items
+def _runs(runs: list[Any], n: int) -> list[Run]:
+    """Counts as it goes: a run of thousands is announced in six bytes, and more than there are keys must not be made."""
+    made: list[Run] = []
+    left = n
+    for session, sequence, items in runs:
+        if type(items) is int:
+            items = list(range(_number(items, 1, left + 1, "a run's length")))
+        else:
+            items = _numbers(items, len(items), 0, RECORDS_MAX, "items")
+            if any(a >= b for a, b in pairwise(items)):
+                raise ProtocolError("the items of a run ascend")
+        left -= len(items)
+        made.append((_number(session, 0, _U64, "a session"), _number(sequence, 0, _U64, "a sequence"), items))
+    if left:
+        raise ProtocolError("the runs do not add up to the keys that came")
+    return made
 
 
 def _voids(voids: Any) -> tuple[int, ...]:

@@ -15,9 +15,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import msgpack
-
 from zkv.codec.columns import COLUMNS_FORM, COUNTER_MAX, RECORDS_MAX, columns_from_tree, columns_to_tree
+from zkv.codec.packed import pack, unpack
 from zkv.core.columns import Columns
 from zkv.core.messages import Record, RecordBlock
 from zkv.core.versions import Context, Sibling, VersionSet
@@ -28,36 +27,9 @@ from zkv.ids import ACTOR_BYTES, BUCKET_BYTES, KEY_BYTES_MAX, Actor, Dot
 BLOCK_CODEC: Final = 1
 COLUMNS_CODEC: Final = 2
 BLOCK_CODECS: Final = frozenset({BLOCK_CODEC, COLUMNS_CODEC})
-#: longest array anywhere in a message: items of a batch, actors and siblings of a set
-ARRAY_MAX: Final = 65_536
 
 _META_LENGTH = struct.Struct("<I")
 _STORED_KEY_MAX: Final = BUCKET_BYTES + KEY_BYTES_MAX
-
-_packer = msgpack.Packer(use_bin_type=True, autoreset=True)
-
-
-def pack(tree: Any) -> bytes:
-    """Plain msgpack of lists, ints, strings, bytes, None and booleans."""
-    packed: bytes = _packer.pack(tree)
-    return packed
-
-
-def unpack(data: bytes) -> Any:
-    """Raises: ProtocolError for anything that is not exactly one well-formed value within bounds."""
-    try:
-        return msgpack.unpackb(
-            data,
-            use_list=True,
-            raw=False,
-            strict_map_key=True,
-            max_array_len=ARRAY_MAX,
-            max_map_len=4096,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
-        raise ProtocolError(f"not a msgpack body: {error}") from error
-
 
 # --- contexts ----------------------------------------------------------------------------------------------------------------
 

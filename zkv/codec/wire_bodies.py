@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from zkv.codec.columns import COUNTER_MAX, cut_values
+from zkv.codec.packed import pack, unpack
 from zkv.codec.records import (
     context_from_tree,
     context_to_tree,
     decode_block,
     encode_block,
-    pack,
-    unpack,
 )
 from zkv.core import messages as m
 from zkv.core.versions import Base, Context

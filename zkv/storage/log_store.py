@@ -123,15 +123,18 @@ class LogStore:
         on_wake: Callable[[], None] = _nobody,
         worker: Callable[[Callable[[], None]], Worker] = ThreadWorker,
         mint: Callable[[int], bytes] = os.urandom,
+        accept: Callable[[Manifest | None], None] = lambda manifest: None,
     ) -> tuple[LogStore, Recovery]:
         """Locks, recovers, begins a new file. Everything in the recovery is on disk by then.
+
+        `accept` may refuse what stands in the manifest (None: a new store) before anything is changed.
 
         `on_wake` is called from the worker's thread when `drain_completions` has something. `mint` gives random bytes
         (store and open ids). Raises: StoreLocked, ConfigError (no store there and not `create`), CorruptData (no
         readable manifest), VersionMismatch, DiskFull, StorageError.
         """
         options = options or LogOptions()
-        opened = open_directory(files, os.fspath(path), options, create, mint)
+        opened = open_directory(files, os.fspath(path), options, create, mint, accept)
         return cls(files, os.fspath(path), options, opened, worker(on_wake)), opened.recovery
 
     @property

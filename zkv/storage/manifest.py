@@ -179,6 +179,9 @@ def load_manifest(files: FileSystem, path: str) -> tuple[Manifest, bool]:
         except CorruptData as error:
             found = True
             trouble.append(f"{name}: {error}")
+        except VersionMismatch as error:
+            text = f"{path}/{name}: {error}. It was written by another zkv; nothing was changed"
+            raise VersionMismatch(text) from error
     if not found:
         raise FileNotFoundError(f"{path} has no {MANIFEST}")
     raise CorruptData(f"{path}: {'; '.join(trouble)}. Nothing was changed. Run `zkv repair {path}`")

@@ -100,26 +100,43 @@ def as_storage_errors(path: str) -> Iterator[None]:
 
 
 def open_directory(
-    files: FileSystem, path: str, options: LogOptions, create: bool, mint: Callable[[int], bytes]
+    files: FileSystem,
+    path: str,
+    options: LogOptions,
+    create: bool,
+    mint: Callable[[int], bytes],
+    accept: Callable[[Manifest | None], None] = lambda manifest: None,
 ) -> Opened:
-    """Raises: StoreLocked, ConfigError (no store there), CorruptData (no manifest can be read), VersionMismatch,
-    DiskFull, StorageError."""
+    """accept: looks at the manifest (None: there is no store yet) and raises if this is not what its caller wants to open.
+
+    Raises: StoreLocked, ConfigError (no store there, or no directory), CorruptData (no manifest can be read), VersionMismatch,
+    and what `accept` raises, all with nothing changed; DiskFull, StorageError."""
     with ExitStack() as undo, as_storage_errors(path):
-        new = not _holds_store(files, path)
-        if new:
+        _check_places(files, path)
+        if not _holds_store(files, path):
             if not create:
                 raise ConfigError(f"{path} holds no zkv store")
+            accept(None)
             _make_directory(files, path)
-        lock_fd = _lock(files, path)
+        lock_fd, holder_before = _lock(files, path)
         undo.callback(files.close, lock_fd)
+        try:
+            found = _find_manifest(files, path)
+            accept(found[0] if found else None)
+            recovery = recover(files, path, found[0]) if found else None
+        except BaseException:
+            _write_holder(files, lock_fd, holder_before)
+            raise
         _make_directory(files, path, TMP, WAL, QUARANTINE)
-        manifest, fell_back, created = _manifest(files, path, mint)
+        if recovery is None:
+            manifest = Manifest(store_id=StoreId(mint(STORE_ID_BYTES)), clean_shutdown=True)
+            save_manifest(files, path, manifest)
+            recovery = recover(files, path, manifest)
         for name in files.listdir(f"{path}/{TMP}"):
             files.unlink(f"{path}/{TMP}/{name}")
-        recovery = recover(files, path, manifest)
-        recovery.created = created
-        recovery.clean_shutdown = created or (manifest.clean_shutdown and not fell_back)
-        recovery.manifest_fell_back = fell_back
+        recovery.created = found is None
+        recovery.manifest_fell_back = found is not None and found[1]
+        recovery.clean_shutdown = recovery.manifest.clean_shutdown and not recovery.manifest_fell_back
         _quarantine(recovery)
         _explain(recovery)
         file = _begin_generation(recovery, options)
@@ -131,6 +148,28 @@ def open_directory(
             _tidy(recovery, file)
         undo.pop_all()
         return Opened(lock_fd, manifest, recovery, file)
+
+
+def _check_places(files: FileSystem, path: str) -> None:
+    """What must be a directory, if it is there, is one."""
+    place = os.path.abspath(path)
+    while not files.is_directory(place):
+        parent, name = os.path.split(place)
+        if files.is_directory(parent) and name in files.listdir(parent):
+            raise ConfigError(
+                f"{path}: {place} is not a directory (a file, or a link to nothing); choose another --data"
+            )
+        if parent == place:
+            break
+        place = parent
+    if files.is_directory(path):
+        for name in files.listdir(path):
+            if name in (TMP, WAL, QUARANTINE) and not files.is_directory(f"{path}/{name}"):
+                raise ConfigError(
+                    f"{path}/{name} is not a directory: {path} is no data directory, or was changed by hand"
+                )
+            if name in (LOCK, MANIFEST, MANIFEST_PREV) and files.is_directory(f"{path}/{name}"):
+                raise ConfigError(f"{path}/{name} is a directory: {path} is no data directory, or was changed by hand")
 
 
 def _holds_store(files: FileSystem, path: str) -> bool:
@@ -153,35 +192,37 @@ def _make_directory(files: FileSystem, path: str, *names: str) -> None:
         files.fsync_dir(parent)
 
 
-def _lock(files: FileSystem, path: str) -> int:
-    """The lock is the flock; the number inside is a courtesy for the message and never trusted."""
+def _lock(files: FileSystem, path: str) -> tuple[int, bytes]:
+    """(descriptor, what stood in the file). The lock is the flock; the number inside is a courtesy for the message and never trusted."""
     fd = files.open(f"{path}/{LOCK}", write=True, create=True)
     try:
+        before = files.pread(fd, 20, 0)
         if not files.flock(fd):
-            pid = files.pread(fd, 20, 0).strip().decode("ascii", "replace")
+            pid = before.strip().decode("ascii", "replace")
             raise StoreLocked(f"{path}: directory in use by pid {pid if pid.isdigit() else 'unknown'}")
-        files.ftruncate(fd, 0)
-        write_whole(files, fd, f"{os.getpid()}\n".encode())
+        _write_holder(files, fd, f"{os.getpid()}\n".encode())
     except BaseException:
         files.close(fd)
         raise
-    return fd
+    return fd, before
 
 
-def _manifest(files: FileSystem, path: str, mint: Callable[[int], bytes]) -> tuple[Manifest, bool, bool]:
-    """(manifest, fell back, created)."""
+def _write_holder(files: FileSystem, fd: int, text: bytes) -> None:
+    files.ftruncate(fd, 0)
+    write_whole(files, fd, text)
+
+
+def _find_manifest(files: FileSystem, path: str) -> tuple[Manifest, bool] | None:
+    """(manifest, fell back), or None where there is no store. Changes nothing."""
     try:
-        manifest, fell_back = load_manifest(files, path)
-        return manifest, fell_back, False
+        return load_manifest(files, path)
     except FileNotFoundError:
         found, _strange = list_log_files(files, path)
         if found:
             raise CorruptData(
                 f"{path} has {len(found)} log files but no {MANIFEST}. Nothing was changed. Run `zkv repair {path}`"
             ) from None
-    manifest = Manifest(store_id=StoreId(mint(STORE_ID_BYTES)), clean_shutdown=True)
-    save_manifest(files, path, manifest)
-    return manifest, False, True
+    return None
 
 
 def _opened_manifest(recovery: Recovery, options: LogOptions, open_id: bytes) -> Manifest:

@@ -23,6 +23,7 @@ from zkv.codec.log import (
     FILE_HEADER_BYTES,
     SEQ_MAX,
     Batch,
+    FileHeader,
     Run,
     Scan,
     chain_seed,
@@ -30,7 +31,7 @@ from zkv.codec.log import (
     read_batches,
     scan_file,
 )
-from zkv.errors import CorruptData
+from zkv.errors import CorruptData, VersionMismatch
 from zkv.storage.files import FileSystem, read_whole
 from zkv.storage.manifest import Manifest
 
@@ -126,7 +127,7 @@ def list_log_files(files: FileSystem, path: str) -> tuple[list[LogFile], list[st
     """(log files in order, other names found there)."""
     names: list[tuple[int, int, str]] = []
     strange: list[str] = []
-    for name in files.listdir(f"{path}/{WAL}"):
+    for name in files.listdir(f"{path}/{WAL}") if files.is_directory(f"{path}/{WAL}") else ():
         try:
             generation, first_seq = (int(part, 16) for part in name.removesuffix(_SUFFIX).split("-"))
         except ValueError:
@@ -171,7 +172,7 @@ def _read_file(recovery: Recovery, file: LogFile) -> _Scanned:
     mark = 0
     if content_end:  # else power was lost before the header of a new file was on disk
         try:
-            header = decode_file_header(data)
+            header = _header_of(data, f"{recovery.path}/{WAL}/{file.name}")
             if header[:3] != (store_id, file.generation, file.first_seq):
                 raise CorruptData("the header is that of another file")
             mark = header.durable_seq
@@ -184,6 +185,13 @@ def _read_file(recovery: Recovery, file: LogFile) -> _Scanned:
     # A body may end in zeros of its own.
     recovery.used_bytes[file.name] = max([content_end, FILE_HEADER_BYTES, *(run.end for run in scan.runs)])
     return _Scanned(file, scan, content_end)
+
+
+def _header_of(data: bytes, name: str) -> FileHeader:
+    try:
+        return decode_file_header(data)
+    except VersionMismatch as error:
+        raise VersionMismatch(f"{name}: {error}. It was written by another zkv; nothing was changed") from error
 
 
 def _content_end(data: bytes) -> int:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.formats import examples
-from zkv.codec import columns, records, wire
+from zkv.codec import columns, packed, records, wire
 from zkv.core import messages as m
 from zkv.core.versions import Context, VersionSet
 from zkv.errors import ProtocolError, VersionMismatch
@@ -70,7 +70,7 @@ def test_random_bytes_are_no_block(meta: bytes, values: bytes) -> None:
 
 def columns_tree() -> list[Any]:
     meta, _ = records.encode_block(examples.columns())
-    tree: list[Any] = records.unpack(meta)
+    tree: list[Any] = packed.unpack(meta)
     return tree
 
 
@@ -136,7 +136,7 @@ def test_columns_that_are_none_are_refused_with_what_is_wrong(place: int, value:
     tree = columns_tree()
     tree[place] = value
     with pytest.raises(ProtocolError, match=says):
-        records.decode_block(records.pack(tree), b"AdaBobCy")
+        records.decode_block(packed.pack(tree), b"AdaBobCy")
 
 
 @settings(max_examples=300)
