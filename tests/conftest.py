@@ -9,6 +9,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kill-rounds", type=int, default=5, help="how often all nodes are killed at once under load")
     parser.addoption("--stanzas", type=int, default=5_000, help="how many Debian stanzas go through import and export")
     parser.addoption("--storm-seconds", type=float, default=6, help="how long a thousand tasks are cancelled at random")
+    parser.addoption("--fuzz-scale", type=float, default=1, help="feed decoders this many times the usual inputs")
     parser.addoption("--seeds-scale", type=float, default=1, help="run this many times the usual random histories")
 
 
@@ -42,3 +43,10 @@ def storm_seconds(request: pytest.FixtureRequest) -> float:
     seconds = request.config.getoption("--storm-seconds")
     assert isinstance(seconds, float | int)
     return seconds
+
+
+@pytest.fixture
+def fuzz_scale(request: pytest.FixtureRequest) -> float:
+    scale = request.config.getoption("--fuzz-scale")
+    assert isinstance(scale, float | int)
+    return scale

@@ -41,6 +41,9 @@ _FROM_REPLIERS: Final = frozenset(
     }
 )
 _FROM_PUBLISHERS: Final = frozenset({Kind.HEARTBEAT})
+#: why frames are refused: no header of ours, another version, a kind that does not belong there, another cluster, a body that does not fit,
+#: a heartbeat in another node's name
+_REASONS: Final = ("frame", "version", "port", "cluster", "body", "identity")
 _HELLOS: Final = frozenset({Kind.PEER_HELLO, Kind.PEER_HELLO_ACK})
 _WITHOUT_CLUSTER: Final = frozenset({Kind.HELLO, Kind.ADMIN, Kind.PEER_HELLO, Kind.PEER_HELLO_ACK})
 
@@ -88,6 +91,7 @@ class Driver:
                 "frames_in",
                 "frames_refused",
                 "frames_foreign",
+                *(f"refused_{reason}" for reason in _REASONS),
                 "puts_logged",
                 "steps_refused",
                 "turns",
@@ -169,8 +173,12 @@ class Driver:
             heard: dict[NodeId, None] = {}
             for node, frames in inbox.gossip:
                 message = self._message(frames, _FROM_PUBLISHERS, now_ns, None)
-                if message is not None and message.node == node:  # type: ignore[union-attr]
+                if message is None:
+                    continue
+                if message.node == node:  # type: ignore[union-attr]
                     heard[node] = None
+                else:
+                    self._count_refused("identity")
             if heard:
                 self._events.append(ev.HeartbeatsHeard(list(heard)))
         replies: list[tuple[NodeId, Any]] = []
@@ -194,9 +202,11 @@ class Driver:
         """The message, or None after counting, and where there is somebody to tell, saying why not."""
         self.counters["frames_in"] += 1
         request = (0, 0)
+        reason = "frame"
         try:
             header = wire.decode_header(frames)
             request = (header.session, header.sequence)
+            reason = "port"
             if header.kind not in allowed:
                 raise ProtocolError(f"{header.kind.name} does not belong on this port")
             if (
@@ -207,14 +217,20 @@ class Driver:
                 )
             ):
                 self.counters["frames_foreign"] += 1
+                reason = "cluster"
                 raise ProtocolError("this node belongs to another cluster")
+            reason = "body"
             return wire.decode(frames, now_ns=now_ns, header=header)
         except ProtocolError as error:
-            self.counters["frames_refused"] += 1
+            self._count_refused("version" if isinstance(error, VersionMismatch) else reason)
             if route is not None:
                 code = "VersionMismatch" if isinstance(error, VersionMismatch) else "ProtocolError"
                 self._out.append(fx.Reply(route, m.Refused(request, code, str(error))))
             return None
+
+    def _count_refused(self, reason: str) -> None:
+        self.counters["frames_refused"] += 1
+        self.counters[f"refused_{reason}"] += 1
 
     def _collect_synced(self) -> None:
         """What the last finished sync covers."""

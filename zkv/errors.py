@@ -32,6 +32,12 @@ class ConfigError(ZkvError, ValueError):
     exit_code = 78
 
 
+class InvalidArgument(ConfigError):
+    """An argument of a call that no node could honour: a level, a time to live. Nothing was sent."""
+
+    exit_code = 2
+
+
 class AddressInUse(ZkvError):
     """A port that the node should listen on belongs to another process. Nothing was created."""
 

@@ -24,7 +24,7 @@ from zkv.core.versions import EMPTY, Context
 from zkv.errors import (
     BatchError,
     CodecError,
-    ConfigError,
+    InvalidArgument,
     InvalidKey,
     ProtocolError,
     TooLarge,
@@ -303,7 +303,7 @@ class Requests(Generic[V]):
         errors: str,
     ) -> Steps[BatchResult]:
         if errors not in ("raise", "return"):
-            raise ConfigError(f'errors={errors!r}: expected "raise" or "return"')
+            raise InvalidArgument(f'errors={errors!r}: expected "raise" or "return"')
         if not given:
             return BatchResult([], {}, sloppy=False, durable=True)
         call = yield from self._write(given, values, w, ttl, sloppy, durable, timeout)
@@ -345,7 +345,7 @@ def refuse_conditions(if_absent: object, if_match: object) -> None:
 def checked_level(name: str, level: Level) -> Level:
     if level is None or (type(level) is int and 1 <= level <= 255) or (isinstance(level, str) and level in LEVELS):
         return level
-    raise ConfigError(f"{name}={level!r}: expected a number from 1 to 255 or one of {', '.join(LEVELS)}")
+    raise InvalidArgument(f"{name}={level!r}: expected a number from 1 to 255 or one of {', '.join(LEVELS)}")
 
 
 def checked_context(context: bytes) -> Context:
@@ -358,7 +358,7 @@ def checked_context(context: bytes) -> Context:
 def checked_expiry(ttl: float | timedelta) -> int:
     seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
     if type(seconds) not in (int, float) or not 0 < seconds < 1e11:
-        raise ConfigError(f"ttl={ttl!r}: expected a number of seconds above 0")
+        raise InvalidArgument(f"ttl={ttl!r}: expected a number of seconds above 0")
     return int(time.time() * 1000 + seconds * 1000)
 
 

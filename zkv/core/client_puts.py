@@ -43,6 +43,7 @@ class PutCall(Call):
         durable: bool = False,
         want_context: bool = False,
     ) -> None:
+        state.check_level(bucket, "w", w)
         super().__init__(state, bucket, keys, now_ns, deadline_ns)
         self.answers: list[tuple[Positions, list[int] | None, m.PutReply]] = []
         self._values = values
@@ -191,6 +192,7 @@ class GetCall(Call):
         want_context: bool = False,
         heads: bool = False,
     ) -> None:
+        state.check_level(bucket, "r", r)
         super().__init__(state, bucket, keys, now_ns, deadline_ns)
         self.answers: list[tuple[Positions, list[int] | None, m.GetReply]] = []
         self._r = r

@@ -16,9 +16,10 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 from zkv.core.client_memory import WriteMemory
+from zkv.core.messages import Level
 from zkv.core.ring import Ring
 from zkv.core.topology import Bucket, TopologyDocument, ring_of
-from zkv.errors import NoSuchBucket
+from zkv.errors import InvalidArgument, NoSuchBucket
 from zkv.ids import NodeId
 
 if TYPE_CHECKING:
@@ -106,6 +107,17 @@ class ClientState:
         if found is None:
             raise NoSuchBucket(f"no bucket {name!r}; this cluster has {', '.join(sorted(self._buckets)) or 'none'}")
         return found
+
+    def check_level(self, bucket: Bucket, name: str, level: Level) -> None:
+        """Raises: InvalidArgument for more replicas than the bucket keeps: that many never answer, however long one waits."""
+        if not isinstance(level, int) or self.document is None:
+            return
+        rule = self.document.classes[bucket.class_id]
+        n = rule if isinstance(rule, int) else sum(rule.values())
+        if level > n:
+            raise InvalidArgument(
+                f"{name}={level}: bucket {bucket.name!r} keeps {n} replicas of a key, so {name} is at most {n}"
+            )
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:

@@ -1,0 +1,379 @@
+"""Every decoder: what it reads, what it may raise, and how what it accepts is written again."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from tests.fuzz import objects
+from tests.fuzz.damage import Parts
+from zkv.cli import lines
+from zkv.cli.journal import Journal, Position
+from zkv.client import codecs, url
+from zkv.codec import log, packed, plain, records, value, wire
+from zkv.config import environment_of, load, parse_address, parse_bytes, parse_ms
+from zkv.core import messages as m
+from zkv.core.initial import initial_text, parse_initial
+from zkv.errors import CodecError, ConfigError, CorruptData, ProtocolError
+from zkv.storage.manifest import decode_manifest, encode_manifest
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """covers: the functions under test, as module.name. tree: which part holds a tree, and its codec."""
+
+    covers: tuple[str, ...]
+    objects: st.SearchStrategy[Any]
+    encode: Callable[[Any], Parts]
+    decode: Callable[[Parts], Any]
+    refuses: tuple[type[Exception], ...]
+    tree: tuple[int, Callable[[bytes], Any], Callable[[bytes], Any]] | None = None
+    #: what is equal when two objects are; by default their bytes
+    image: Callable[[Any], Any] | None = None
+
+    @property
+    def valid(self) -> st.SearchStrategy[Parts]:
+        return self.objects.map(self.encode)
+
+
+# --- messages ----------------------------------------------------------------------------------------------------------------
+
+MSGPACK: Any = (1, packed.unpack, packed.pack)
+NOW_NS = 0
+
+
+def _frames(message: m.Message) -> Parts:
+    return wire.encode(message, cluster=7, now_ns=NOW_NS)
+
+
+def _unframed(frames: Parts) -> m.Message:
+    return wire.decode(frames, now_ns=NOW_NS)
+
+
+def _opened(message: m.Message) -> Parts:
+    """Header, body, values."""
+    head, *values = _frames(message)
+    return [head[: wire.HEADER_BYTES], head[wire.HEADER_BYTES :], *values]
+
+
+def _closed(parts: Parts) -> m.Message:
+    """With the lengths that are, so that a changed body is looked into."""
+    head, body, values = (*parts, b"", b"")[:3]
+    fields = list(wire.HEADER.unpack(head.ljust(wire.HEADER_BYTES, b"\0")[: wire.HEADER_BYTES]))
+    fields[-2:] = len(body), len(values)
+    return _unframed([wire.HEADER.pack(*fields) + body, *([values] if values else [])])
+
+
+def _of_kind(kind: m.Kind) -> Decoder:
+    covers = ("zkv.codec.wire.decode", "zkv.codec.wire_bodies.from_parts", f"Kind.{kind.name}")
+    return Decoder(covers, objects.MESSAGES[kind], _opened, _closed, (ProtocolError,), MSGPACK)
+
+
+# --- log ---------------------------------------------------------------------------------------------------------------------
+
+_STORE = bytes(range(16))
+_SEED = log.chain_seed(_STORE, 1, 1)
+
+
+def _log_file(bodies: list[bytes]) -> Parts:
+    data = log.encode_file_header(log.FileHeader(_STORE, 1, 1, 0))
+    crc = _SEED
+    for seq, body in enumerate(bodies, 1):
+        header, _, crc = log.encode_batch_header([body], 1, 1, seq, 0, crc, _SEED)
+        data += header + body
+    return [data]
+
+
+def _read_log(parts: Parts) -> list[bytes]:
+    """As a recovery does: the header, then every run that verifies."""
+    (data,) = parts if len(parts) == 1 else [b"".join(parts)]
+    log.decode_file_header(data)
+    bodies: list[bytes] = []
+    for run in log.scan_file(data, _SEED, 1, log.SEQ_MAX).runs:
+        assert log.offset_of_seq(data[run.offset : run.end], _SEED, run.first_seq) == 0
+        bodies += [batch.body for batch in log.read_batches(data[run.offset : run.end], _SEED)]
+    return bodies
+
+
+def _log_body(block: m.RecordBlock) -> Parts:
+    return [b"".join(records.block_to_log(block)[1])]
+
+
+# --- text --------------------------------------------------------------------------------------------------------------------
+
+
+def _text(data: bytes) -> str:
+    return os.fsdecode(data)
+
+
+def _joined(parts: Parts) -> bytes:
+    return b"".join(parts)
+
+
+_SETTINGS: dict[str, dict[str, st.SearchStrategy[object]]] = {
+    "node": {"name": objects.names, "dc": objects.names, "weight": st.floats(0.5, 100), "data": objects.names},
+    "network": {"listen": st.sampled_from(["127.0.0.1:7400", "[::1]:80"]), "insecure_network": st.booleans()},
+    "storage": {
+        "fsync": st.sampled_from(["group", "interval", "never"]),
+        "fsync_interval_ms": st.integers(1, 10_000),
+        "wal_bytes": st.sampled_from(["64MiB", "2 mb", 4_000_000]),
+    },
+    "cluster": {"partitions": st.sampled_from([1, 8, 1024])},
+}
+_settings = st.fixed_dictionaries({name: st.fixed_dictionaries({}, optional=keys) for name, keys in _SETTINGS.items()})
+
+
+def _toml(sections: dict[str, dict[str, object]]) -> Parts:
+    text = ""
+    for name, keys in sections.items():
+        text += f"[{name}]\n" + "".join(f"{key} = {json.dumps(given)}\n" for key, given in keys.items())
+    return [text.encode()]
+
+
+def _load_toml(parts: Parts) -> object:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(_joined(parts))
+        file.flush()
+        settings = load({}, {}, Path(file.name))
+    settings.validate()
+    return settings
+
+
+def _environment(sections: dict[str, dict[str, object]]) -> Parts:
+    given = {environment_of(key): str(text) for keys in sections.values() for key, text in keys.items()}
+    return [f"{name}={text}".encode() for name, text in given.items()] or [b""]
+
+
+def _load_environment(parts: Parts) -> object:
+    pairs = (_text(part).partition("=") for part in parts)
+    settings = load({}, {name: text for name, _, text in pairs})
+    settings.validate()
+    return settings
+
+
+entries = st.builds(
+    lines.Entry, st.binary(min_size=1, max_size=20), objects.small, st.none() | st.integers(1, 10**10).map(float)
+)
+
+
+def _lines(style: str) -> Callable[[list[lines.Entry]], Parts]:
+    def write(given: list[lines.Entry]) -> Parts:
+        text = io.StringIO(newline="")
+        writer = lines.LineWriter(text, style)
+        for entry in given:
+            writer.write(entry)
+        return [text.getvalue().encode("utf-8", "surrogateescape")]
+
+    return write
+
+
+def _read_lines(style: str) -> Callable[[Parts], list[lines.Entry]]:
+    def read(parts: Parts) -> list[lines.Entry]:
+        read = [entry for _, entry in lines.LineReader(io.BytesIO(_joined(parts)), style)]
+        return [entry for entry in read if isinstance(entry, lines.Entry)]
+
+    return read
+
+
+_positions = st.builds(Position, objects.u63, objects.u63, objects.u63, objects.u63)
+
+
+def _journal(position: Position) -> Parts:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "journal"
+        Journal(path, b"head").save(position)
+        return [path.read_bytes()]
+
+
+def _read_journal(parts: Parts) -> Position:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(_joined(parts))
+        file.flush()
+        return Journal(Path(file.name), b"head").position
+
+
+_urls = st.builds(
+    url.Target,
+    st.lists(st.sampled_from(["h1:7400", "[::1]:7401", "10.0.0.1:1"]), min_size=1, max_size=3, unique=True).map(tuple),
+    objects.names,
+    st.sampled_from([0.5, 5.0, 60.0]),
+)
+
+
+def _value_codec(name: str, values: st.SearchStrategy[Any], tree: Any = None) -> Decoder:
+    codec = codecs.codec_of(name)
+    covers = ("zkv.client.codecs.Codec.decode", "zkv.codec.plain.loads")
+    return Decoder(covers, values, lambda x: [codec.encode(x)], lambda p: codec.decode(_joined(p)), (CodecError,), tree)
+
+
+_json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | objects.short,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(objects.short, inner, max_size=3),
+)
+
+
+def _json_out(tree: Any) -> bytes:
+    return json.dumps(tree, default=repr).encode()
+
+
+def _number_text(option: Callable[[object, str], int]) -> Decoder:
+    return Decoder(
+        (f"zkv.config.{option.__name__}",),
+        objects.u32,
+        lambda number: [str(number).encode()],
+        lambda parts: option(_text(_joined(parts)), "x"),
+        (ConfigError,),
+    )
+
+
+def _fresh(block: m.RecordBlock) -> m.RecordBlock:
+    """Without the bytes it came from, so that writing it means encoding it."""
+    return m.RecordBlock(block.records) if block.columns is None else m.RecordBlock(columns=block.columns)
+
+
+# --- the table ---------------------------------------------------------------------------------------------------------------
+
+DECODERS: dict[str, Decoder] = {
+    "frames": Decoder(
+        ("zkv.codec.wire.decode_header", "zkv.codec.wire.decode"),
+        st.one_of(list(objects.MESSAGES.values())),
+        _frames,
+        _unframed,
+        (ProtocolError,),
+    ),
+    **{f"body of {kind.name}": _of_kind(kind) for kind in m.Kind},
+    "msgpack": Decoder(
+        ("zkv.codec.packed.unpack",),
+        objects.trees,
+        lambda tree: [packed.pack(tree)],
+        lambda parts: packed.unpack(_joined(parts)),
+        (ProtocolError,),
+        (0, packed.unpack, packed.pack),
+    ),
+    "context": Decoder(
+        (
+            "zkv.codec.records.context_from_bytes",
+            "zkv.codec.records.context_from_tree",
+            "zkv.codec.records.past_from_flat",
+            "zkv.codec.records.cloud_from_flat",
+        ),
+        objects.contexts(),
+        lambda context: [records.context_to_bytes(context)],
+        lambda parts: records.context_from_bytes(_joined(parts)),
+        (ProtocolError,),
+        (0, lambda data: packed.unpack(data) if data else None, packed.pack),
+    ),
+    "record block": Decoder(
+        ("zkv.codec.records.decode_block", "zkv.codec.columns.columns_from_tree"),
+        objects.blocks,
+        lambda block: list(records.encode_block(block)),
+        lambda parts: _fresh(records.decode_block(*(*parts, b"", b"")[:2])),
+        (ProtocolError,),
+        (0, packed.unpack, packed.pack),
+    ),
+    "log body": Decoder(
+        ("zkv.codec.records.block_from_log",),
+        objects.blocks,
+        _log_body,
+        lambda parts: _fresh(records.block_from_log(_joined(parts))),
+        (ProtocolError,),
+    ),
+    "log file": Decoder(
+        (
+            "zkv.codec.log.decode_file_header",
+            "zkv.codec.log.decode_batch_header",
+            "zkv.codec.log.scan_file",
+            "zkv.codec.log.read_batches",
+            "zkv.codec.log.offset_of_seq",
+        ),
+        st.lists(st.binary(min_size=1, max_size=20), max_size=4),
+        _log_file,
+        _read_log,
+        (CorruptData, ProtocolError),
+    ),
+    "canonical CBOR": Decoder(
+        ("zkv.codec.value.loads",),
+        objects.canonical_trees,
+        lambda tree: [value.dumps(tree)],
+        lambda parts: value.loads(_joined(parts)),
+        (ProtocolError,),
+    ),
+    "topology": Decoder(
+        ("zkv.codec.value.document_from", "zkv.core.topology.from_tree"),
+        objects.topologies(),
+        lambda document: [value.document_bytes(document)],
+        lambda parts: value.document_from(_joined(parts)),
+        (ProtocolError,),
+        (0, value.loads, value.dumps),
+    ),
+    "manifest": Decoder(
+        ("zkv.storage.manifest.decode_manifest",),
+        objects.manifests,
+        lambda manifest: [encode_manifest(manifest)],
+        lambda parts: decode_manifest(_joined(parts)),
+        (CorruptData, ProtocolError),
+    ),
+    "initial list": Decoder(
+        ("zkv.core.initial.parse_initial",),
+        objects.initial_lists(),
+        lambda nodes: [initial_text(nodes).encode()],
+        lambda parts: parse_initial(_text(_joined(parts))),
+        (ConfigError,),
+    ),
+    "configuration file": Decoder(
+        ("zkv.config.load",), _settings, _toml, _load_toml, (ConfigError,), image=lambda settings: None
+    ),
+    "environment": Decoder(
+        ("zkv.config.load",), _settings, _environment, _load_environment, (ConfigError,), image=lambda settings: None
+    ),
+    "address": Decoder(
+        ("zkv.config.parse_address",),
+        st.sampled_from(["127.0.0.1:7400", "[::1]:1", "db.example:65535"]),
+        lambda address: [str(address).encode()],
+        lambda parts: parse_address(_text(_joined(parts)), "listen"),
+        (ConfigError,),
+    ),
+    "bytes with units": _number_text(parse_bytes),
+    "time with units": _number_text(parse_ms),
+    "URL": Decoder(
+        ("zkv.client.url.parse",),
+        _urls,
+        lambda target: [target.url.encode("utf-8", "surrogateescape")],
+        lambda parts: url.parse(_text(_joined(parts))),
+        (ConfigError,),
+    ),
+    "JSON lines": Decoder(
+        ("zkv.cli.lines.LineReader", "zkv.cli.lines.entry_of_json"),
+        st.lists(entries, max_size=3),
+        _lines("jsonl"),
+        _read_lines("jsonl"),
+        (lines.Refusal,),
+    ),
+    "CSV": Decoder(
+        ("zkv.cli.lines.LineReader",),
+        st.lists(entries, max_size=3),
+        _lines("csv"),
+        _read_lines("csv"),
+        (lines.Refusal,),
+    ),
+    "journal": Decoder(
+        ("zkv.cli.journal.Journal",),
+        _positions,
+        _journal,
+        _read_journal,
+        (ConfigError,),
+        (0, json.loads, _json_out),
+    ),
+    "values as text": _value_codec("str", objects.short),
+    "values as JSON": _value_codec("json", _json_values),
+    "values as msgpack": _value_codec("msgpack", objects.trees, (0, plain.loads, plain.dumps)),
+    "values as CBOR": _value_codec("cbor", objects.canonical_trees),
+}
