@@ -76,6 +76,55 @@ def test_context_that_covers_the_last_counter_of_our_own_actor_does_not_stop_the
     assert_serves(cluster, a)
 
 
+@pytest.mark.parametrize("how", ["context", "base", "many actors"])
+def test_what_a_client_says_it_saw_never_makes_a_record_that_the_log_cannot_give_back(how: str) -> None:
+    """Our own counting goes on above what was stated, and must stay within what a log may hold."""
+    cluster, a, _, _ = three()
+    most = records.STATED_COUNTER_MAX
+    message = cluster.put_message(KEY, b"v")
+    for counter, fits in ((most, True), (most + 1, False)):
+        message = cluster.put_message(KEY, b"v")
+        if how == "many actors":
+            n = records.CONTEXT_DOTS_MAX + (0 if fits else 1)
+            message.contexts = [Context({Actor(i.to_bytes(12, "big")): 1 for i in range(n)})]
+        elif how == "context":
+            message.contexts = [Context({a.table.actor: counter})]
+        else:
+            message.bases = [(a.table.actor, counter)]
+        reply = cluster.ask(a, message)
+        assert isinstance(reply, m.PutReply if fits else m.Refused), reply
+    a.kill()
+    a.start()
+    cluster.settle()
+    assert cluster.held_by(a, KEY) == [b"v"]
+
+
+@pytest.mark.parametrize("absent", [[99], [0, 0], [-1]])
+@pytest.mark.parametrize("operation", ["get", "put"])
+def test_answer_that_calls_absent_what_was_not_asked_for_is_no_answer(absent: list[int], operation: str) -> None:
+    cluster, a, _, _ = three(STRICT)
+    cluster.put(a, KEY, b"v", bucket=STRICT)
+    cluster.hold = lambda source, target, message: isinstance(message, m.ReplicaGetReply)
+    message = cluster.get_message(KEY, bucket=STRICT)
+    cluster.send(a, message if operation == "get" else cluster.put_message(KEY, b"w", bucket=STRICT))
+    cluster.advance(1 * SECOND)
+    asked = list(cluster.held)
+    cluster.held.clear()
+    assert asked
+    for _, _, _, origin, frames in asked:
+        answer = wire.decode(frames)
+        assert isinstance(answer, m.ReplicaGetReply)
+        answer.block, answer.absent = m.RecordBlock([]), absent
+        a.inbox.replies.append((origin, wire.encode(answer, cluster=cluster.cluster)))  # type: ignore[arg-type]
+    cluster.settle()
+    assert not [r for r in cluster.answers() if isinstance(r, m.GetReply) and not r.statuses], "absent is never made up"
+    cluster.advance(6 * SECOND)
+    cluster.drop_held()
+    cluster.answers()
+    assert cluster.values(a, KEY, bucket=STRICT) == [b"v"]
+    assert_serves(cluster, a)
+
+
 @pytest.mark.parametrize("counter", [2.5, float("inf"), True])
 def test_set_whose_past_holds_no_integer_is_refused(counter: float) -> None:
     cluster, a, b, _ = three()

@@ -15,7 +15,7 @@ from tests.scenarios.test_counterexamples import KEY, three
 from zkv.core import messages as m
 from zkv.core.effects import Join
 from zkv.core.messages import Status
-from zkv.core.request_memory import REFUSALS_MAX, Refusals
+from zkv.core.request_memory import REFUSALS_MAX, Outcome, Refusals
 from zkv.core.versions import EMPTY, Context, Sibling, VersionSet
 from zkv.errors import DiskFull
 from zkv.ids import Actor, checksum_of, stored_key
@@ -542,3 +542,86 @@ def test_refusals_are_forgotten_by_number_oldest_first() -> None:
         refusals.note((1, sequence), {0: (int(Status.UNAVAILABLE), 2, 1)})
     assert refusals.of((1, 0)) == {}
     assert refusals.of((1, 1)) == {0: (Status.UNAVAILABLE, 2, 1)}
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_put_whose_items_come_in_any_order_can_be_read_from_the_log_again(count: int) -> None:
+    """A log that holds an acknowledged put must open, whatever order a client numbers its items in."""
+    cluster, a, b, _ = three()
+    pairs = [(b"key %d" % i, b"v%d" % i) for i in range(count)]
+    reply = ask_put(cluster, a, batch(cluster, pairs, items=list(reversed(range(count)))))
+    assert reply.statuses is None
+    for node in (a, b):
+        node.kill()
+        node.start()
+    cluster.settle()
+    assert [cluster.held_by(node, key) for node in (a, b) for key, _ in pairs] == [[v] for _, v in pairs] * 2
+    again = batch(cluster, pairs, items=list(reversed(range(count))))
+    again.retry = True
+    assert ask_put(cluster, a, again).counters == reply.counters, "carried out once"
+
+
+def test_copy_of_a_put_that_is_being_worked_on_is_not_told_that_nothing_was_done() -> None:
+    """The node begins to stop between the two: the first goes on, and the copy hears what becomes of it."""
+    cluster, a, _, _ = three()
+    cluster.hold = lambda source, target, message: isinstance(message, m.ReplicaPut)
+    message = cluster.put_message(KEY, b"v")
+    cluster.send(a, message)
+    cluster.settle()
+    a.view.draining = True
+    cluster.send(a, message, b"again")
+    cluster.settle()
+    assert cluster.answers(b"again") == []
+    cluster.release()
+    cluster.settle()
+    assert status_of(put_answer(cluster)) == status_of(put_answer(cluster, b"again")) == Status.OK
+    cluster.send(a, message, b"late")  # and one that comes after the reply
+    cluster.settle()
+    assert status_of(put_answer(cluster, b"late")) == Status.OK
+
+
+def test_refusals_are_bounded_by_the_number_of_items() -> None:
+    refusals = Refusals()
+    for n in range(REFUSALS_MAX // 1_000 + 50):
+        refusals.note((1, n), dict.fromkeys(range(1_000), (int(Status.OVERLOADED), 0, 0)))
+    assert len(refusals) <= REFUSALS_MAX
+    assert not refusals.of((1, 0)) and refusals.of((1, REFUSALS_MAX // 1_000 + 49))
+
+
+def test_concurrent_batches_of_long_keys_are_replicated_in_messages_that_fit() -> None:
+    """Grouped by number alone, four thousand keys of a kilobyte are more than one message may hold, and none would reach a replica."""
+    cluster, a, b, _ = three()
+    for n in range(4):
+        pairs = [(b"%d %d " % (n, i) + b"k" * 1_000, b"v") for i in range(1_000)]
+        message = batch(cluster, pairs, request=(99, n + 1), contexts=[Context({})] * 1_000)
+        cluster.send(a, message, b"client %d" % n)
+    cluster.settle()
+    assert [status_of(put_answer(cluster, b"client %d" % n)) for n in range(4)] == [Status.OK] * 4
+    assert len(b.table) == 4_000
+
+
+def test_store_that_joins_two_tries_of_one_put_remembers_a_dot_that_exists() -> None:
+    """A minted (a, 1), B minted (b, 7) for the same request; C learns A's set by repair and B's with its request."""
+    _, _, _, c = three()
+    key = stored_key(DEFAULT, KEY)
+    a, b = Actor(b"open id A" + bytes(3)), Actor(b"open id B" + bytes(3))
+    of_a = Sibling(a, 1, 0, 0, checksum_of(b"v"), *REQUEST, (), b"v")
+    of_b = Sibling(b, 7, 0, 0, checksum_of(b"v"), *REQUEST, (), b"v")
+    c.table.join(Join(1, m.RecordBlock([m.Record(key, 1, 0, None, VersionSet((of_a,), {a: 1}))]), True))
+    c.table.commit(1)
+    c.table.join(Join(2, m.RecordBlock([m.Record(key, 1, 0, (*REQUEST, 0, 7), VersionSet((of_b,), {b: 7}))]), True))
+    c.table.commit(2)
+    outcome = c.view.memory.recall(REQUEST)
+    assert outcome is not None and outcome.dot_of(0) == (b, 7)
+
+
+def test_outcome_of_items_in_any_order_keeps_the_first_and_forgets_what_was_added() -> None:
+    outcome = Outcome()
+    a, b = Actor(b"a" * 12), Actor(b"b" * 12)
+    assert outcome.add_run([1], a, [1]) == [1]
+    assert outcome.add_run([0], b, [5]) == [0]
+    assert outcome.add_run([1], b, [7]) == [], "known, though a lower number came after it"
+    assert outcome.add_run([3, 2], a, [8, 9]) == [3, 2]
+    assert [outcome.dot_of(i) for i in range(4)] == [(b, 5), (a, 1), (a, 9), (a, 8)]
+    outcome.forget(3)
+    assert outcome.dot_of(3) is None and len(outcome) == 3

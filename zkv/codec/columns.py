@@ -20,7 +20,7 @@ from zkv.ids import ACTOR_BYTES, BUCKET_BYTES, KEY_BYTES_MAX, Actor
 #: first element of the meta of columns; the meta of rows begins with an array
 COLUMNS_FORM: Final = 2
 RECORDS_MAX: Final = 16_384
-#: nobody counts so far by honest means, and there is room above it for a store to go on counting
+#: nobody counts so far: what clients may state ends at half of it (codec/records)
 COUNTER_MAX: Final = 1 << 48
 
 _STORED_KEY_MAX: Final = BUCKET_BYTES + KEY_BYTES_MAX

@@ -28,6 +28,10 @@ BLOCK_CODEC: Final = 1
 COLUMNS_CODEC: Final = 2
 BLOCK_CODECS: Final = frozenset({BLOCK_CODEC, COLUMNS_CODEC})
 
+#: the highest counter that a client may state, and the most actors and single dots of a context
+STATED_COUNTER_MAX: Final = COUNTER_MAX >> 1
+CONTEXT_DOTS_MAX: Final = 4_096
+
 _META_LENGTH = struct.Struct("<I")
 _STORED_KEY_MAX: Final = BUCKET_BYTES + KEY_BYTES_MAX
 
@@ -81,6 +85,18 @@ def context_from_tree(tree: Any) -> Context | None:
     if type(tree) is not list or len(tree) != 2:
         raise ProtocolError("a context is a past and a cloud")
     return Context(past_from_flat(tree[0]), cloud_from_flat(tree[1]))
+
+
+def stated_context_from_tree(tree: Any) -> Context | None:
+    """What a put says was seen: bounded more tightly than what a log holds, for a store's own counting goes on above it."""
+    context = context_from_tree(tree)
+    if context is None:
+        return None
+    if len(context.past) + len(context.cloud) > CONTEXT_DOTS_MAX:
+        raise ProtocolError(f"a context names at most {CONTEXT_DOTS_MAX} actors and single dots")
+    if max([*context.past.values(), *(n for _, n in context.cloud)], default=0) > STATED_COUNTER_MAX:
+        raise ProtocolError(f"a context counts to {STATED_COUNTER_MAX} at most")
+    return context
 
 
 def context_to_bytes(context: Context) -> bytes:
@@ -164,8 +180,8 @@ def decode_block(meta: bytes, values: bytes) -> RecordBlock:
             if request is not None:
                 session, sequence, item, minted = request
                 request = (session, sequence, item, minted)
-                if session | sequence | item | minted < 0:
-                    raise ProtocolError("a record's request is session, sequence, item and counter")
+                if session | sequence | item | minted < 0 or item >= RECORDS_MAX:
+                    raise ProtocolError("a record's request is session, sequence, item below 16,384 and counter")
             siblings = []
             for row in sibling_rows:
                 actor, counter, stamp, expires_ms, checksum, session, sequence, voids, length = row

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from zkv.codec.columns import COUNTER_MAX, cut_values
+from zkv.codec.columns import cut_values
 from zkv.codec.packed import pack, unpack
 from zkv.codec.records import (
+    STATED_COUNTER_MAX,
     context_from_tree,
     context_to_tree,
     decode_block,
     encode_block,
+    stated_context_from_tree,
 )
 from zkv.core import messages as m
 from zkv.core.versions import Base, Context
@@ -86,9 +88,10 @@ def _contexts_out(contexts: Iterable[Context | None] | None) -> list[Any] | None
     return None if contexts is None else [context_to_tree(c) for c in contexts]
 
 
-def _contexts_in(tree: Any, count: int, name: str) -> list[Context | None] | None:
-    column = _optional(tree, count, _LIST_OR_NONE, name)
-    return None if column is None else [context_from_tree(c) for c in column]
+def _contexts_in(tree: Any, count: int, *, stated: bool = False) -> list[Context | None] | None:
+    column = _optional(tree, count, _LIST_OR_NONE, "contexts")
+    one = stated_context_from_tree if stated else context_from_tree
+    return None if column is None else [one(c) for c in column]
 
 
 def _bases_out(bases: list[Base | None] | None) -> list[Any] | None:
@@ -106,11 +109,11 @@ def _bases_in(tree: Any, count: int) -> list[Base | None] | None:
     for base in column:
         if base is not None and len(base) == 2 and type(base[0]) is bytes:
             actor, counter = base
-            if len(actor) != ACTOR_BYTES or type(counter) is not int or not 0 < counter <= COUNTER_MAX:
+            if len(actor) != ACTOR_BYTES or type(counter) is not int or not 0 < counter <= STATED_COUNTER_MAX:
                 raise ProtocolError("a dot is a 12-byte actor and a counter above 0")
             bases.append((Actor(actor), counter))
         else:
-            bases.append(context_from_tree(base))
+            bases.append(stated_context_from_tree(base))
     return bases
 
 
@@ -188,7 +191,7 @@ def _put_in(session: int, sequence: int, count: int, tree: Any, values: bytes) -
         _keys(keys, count),
         cut,
         _unsigned(checksums, count, 1 << 32, "checksums"),
-        _contexts_in(contexts, count, "contexts"),
+        _contexts_in(contexts, count, stated=True),
         _bases_in(bases, count),
         None if expires is None else _unsigned(expires, count, 1 << 63, "expires_ms"),
         voids,
@@ -240,7 +243,7 @@ def _put_reply_in(session: int, sequence: int, count: int, tree: Any, values: by
         _column(counters, count, _INT, "counters"),
         parsed,
         _indexes(receipt_of_item, count, len(parsed), "receipt_of_item"),
-        _contexts_in(contexts, count, "contexts"),
+        _contexts_in(contexts, count),
         _numbers(items, count),
     )
     for i in range(count) if statuses is not None or actor_of_item or receipt_of_item else range(min(count, 1)):
@@ -324,7 +327,7 @@ def _get_reply_in(session: int, sequence: int, count: int, tree: Any, values: by
         _optional(expires, siblings, _INT, "expires_ms"),
         _optional(stamps, siblings, _INT, "stamps"),
         cut_values(values, lengths),
-        _contexts_in(contexts, count, "contexts"),
+        _contexts_in(contexts, count),
     )
 
 

@@ -5,7 +5,7 @@ Must not know: tables, bytes on the wire, who sends a batch.
 
 Every place is a set of exactly one sibling without a cloud, and all siblings share actor and stamp. Whatever else a key may be (siblings,
 tombstones, clouds) is a VersionSet of its own; whoever meets one takes the general path (`versions`). Columns never change after they
-are built, but for `log_seq` and `live`, which belong to the table that holds them.
+are built, but for `log_seq` and what is live, which belong to the table that holds them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Columns:
     expires_ms   None = no value expires
     voids        place -> what its sibling voids; mostly empty
     pasts        place -> its past, where that is more than the place's own dot; mostly empty
-    live         places that the table still holds
+    live         places that the table still holds, and of all value_bytes how many are theirs
     """
 
     __slots__ = (
@@ -40,11 +40,13 @@ class Columns:
         "fences",
         "keys",
         "live",
+        "live_bytes",
         "log_seq",
         "pasts",
         "row_versions",
         "runs",
         "stamp",
+        "value_bytes",
         "values",
         "voids",
     )
@@ -77,6 +79,7 @@ class Columns:
         self.voids: Mapping[int, tuple[int, ...]] = voids or {}
         self.pasts: Mapping[int, Mapping[Actor, int]] = pasts or {}
         self.live = len(keys)
+        self.value_bytes = self.live_bytes = sum(map(len, values))
         self.log_seq = 0
         self._ends: list[int] | None = None
 

@@ -34,6 +34,9 @@ _PartKey = tuple[RequestId, tuple[int, ...]]
 #: a group travels as one message: what would make it larger begins another
 GROUP_ITEMS_MAX: Final = 4_000
 GROUP_BYTES_MAX: Final = 8 * 1024 * 1024
+GROUP_META_BYTES_MAX: Final = 3 * 1024 * 1024
+#: about what a record takes as a row besides its key and value
+ROW_BYTES: Final = 160
 READ_ITEMS_MAX: Final = 1_000
 #: items in open requests above which new requests are refused
 OPEN_ITEMS_MAX: Final = 200_000
@@ -71,7 +74,7 @@ class Coordinator:
                 text = "a request without keys" if not message.keys else "a key stands twice in one request"
                 effects.append(Reply(route, m.Refused(message.request, "InvalidKey", text)))
                 self.counts.shed("invalid")
-            elif self._view.ring is None or self._view.draining or self.open_items + len(message.keys) > OPEN_ITEMS_MAX:
+            elif self._view.ring is None or (self._is_too_much(message) and not self._is_begun(message)):
                 effects.append(Reply(route, self._refusal(message)))
                 if isinstance(message, m.Put) and not message.retry:
                     refusal = (int(Status.OVERLOADED), 0, 0)
@@ -86,6 +89,15 @@ class Coordinator:
         for read_group in read_groups.values():
             effects.extend(self._reads.begin(read_group))
         return effects
+
+    def _is_too_much(self, message: m.Put | m.Get) -> bool:
+        return self._view.draining or self.open_items + len(message.keys) > OPEN_ITEMS_MAX
+
+    def _is_begun(self, message: m.Put | m.Get) -> bool:
+        """Whether this put is being worked on or was carried out: then a copy of it must not hear that nothing was done."""
+        return isinstance(message, m.Put) and (
+            _part_key(message) in self._puts or self._view.memory.recall(message.request) is not None
+        )
 
     def _refusal(self, message: m.Put | m.Get) -> m.Refused:
         if self._view.ring is None:
@@ -184,8 +196,13 @@ class Coordinator:
             any(v is not None for v in message.values),  # deletes alone may use the last of the space
         )
         size = sum([len(v) for v in message.values if v is not None])
+        meta = sum(map(len, message.keys)) + ROW_BYTES * count
         group = groups.get(key)
-        if group is not None and (len(group.rows) + count > GROUP_ITEMS_MAX or group.bytes + size > GROUP_BYTES_MAX):
+        if group is not None and (
+            len(group.rows) + count > GROUP_ITEMS_MAX
+            or group.bytes + size > GROUP_BYTES_MAX
+            or group.meta_bytes + meta > GROUP_META_BYTES_MAX
+        ):
             groups[(*key, len(groups))] = groups.pop(key)
             group = None
         if group is None:
@@ -195,6 +212,7 @@ class Coordinator:
             groups[key] = group
         group.deadline_ns = min(group.deadline_ns, message.deadline_ns)
         group.bytes += size
+        group.meta_bytes += meta
         return group
 
     def _only_stated(self, open_put: OpenPut) -> frozenset[int]:

@@ -387,6 +387,17 @@ class ReplicaGetReply:
     absent: list[int]
     statuses: list[int] | None = None
 
+    def sets(self, count: int) -> list[VersionSet | None] | None:
+        """One per item asked for, or None when this is no answer about so many items."""
+        sets: list[VersionSet | None] = [None] * count
+        absent = set(self.absent)
+        held = [i for i in range(count) if i not in absent]
+        if len(held) != len(self.block) or len(held) + len(self.absent) != count:
+            return None
+        for i, record in zip(held, self.block.records, strict=True):
+            sets[i] = record.versions
+        return sets
+
 
 @dataclass(slots=True)
 class Pull:

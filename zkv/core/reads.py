@@ -180,13 +180,8 @@ class Reads:
             if len(group.rows) > 1 and Status.OVERLOADED in reply.statuses:
                 return self._halve(group)
             return self.on_no_answer(node, reply.group)
-        absent = set(reply.absent)
-        if len(reply.block) + len(absent) != len(group.rows):
-            return self.on_no_answer(node, reply.group)
-        records = iter(reply.block.records)
-        return self._on_answer(
-            group, node, [None if i in absent else next(records).versions for i in range(len(group.rows))]
-        )
+        sets = reply.sets(len(group.rows))
+        return self.on_no_answer(node, reply.group) if sets is None else self._on_answer(group, node, sets)
 
     def on_no_answer(self, node: NodeId, number: int) -> list[Effect]:
         """`node` refused or cannot be reached: ask somebody else, or give up when nobody is left."""

@@ -26,10 +26,11 @@ SESSIONS_MAX = 65_536
 class Outcome:
     """The dots of one request at this store, item by item. Counter 0: a delete, no dot."""
 
-    __slots__ = ("_actors", "_counters", "_items", "_who")
+    __slots__ = ("_actors", "_ascending", "_counters", "_items", "_who")
 
     def __init__(self) -> None:
         self._actors: list[Actor] = []
+        self._ascending = True  # parts of a request come in any order; while they ascend, a later number is a new one
         self._items = array("H")
         self._counters = array("Q")
         self._who = array("H")
@@ -40,8 +41,10 @@ class Outcome:
     def add(self, item: int, actor: Actor, counter: int) -> bool:
         """False: it is known already."""
         items = self._items
-        if items and items[-1] >= item and item in items:
-            return False
+        if items and not (self._ascending and items[-1] < item):
+            if item in items:
+                return False
+            self._ascending = False
         actors = self._actors
         if not actors or actors[-1] != actor:
             actors.append(actor)  # neighbours mostly share one; a second entry for the same costs a few bytes
@@ -51,8 +54,8 @@ class Outcome:
         return True
 
     def add_run(self, items: list[int], actor: Actor, counters: list[int]) -> list[int]:
-        """`add` for items in ascending order; those that are new."""
-        if self._items and self._items[-1] >= items[0]:
+        """`add` for many, at once where they ascend and come after what is known; those that are new."""
+        if items != sorted(items) or (self._items and not (self._ascending and self._items[-1] < items[0])):
             return [item for item, counter in zip(items, counters, strict=True) if self.add(item, actor, counter)]
         if not self._actors or self._actors[-1] != actor:
             self._actors.append(actor)
@@ -75,22 +78,30 @@ class Outcome:
 
 #: status, required, got
 Refusal = tuple[int, int, int]
-REFUSALS_MAX = 10_000
+#: items of refused requests that are remembered
+REFUSALS_MAX = 100_000
 
 
 class Refusals:
     """Items refused on the first try, by request and number in it. Bounded by number, not by time: a copy may come late. Lives as long as
     the process, as the connections do on which a copy could come."""
 
-    __slots__ = ("_refusals",)
+    __slots__ = ("_items", "_refusals")
 
     def __init__(self) -> None:
         self._refusals: OrderedDict[RequestId, dict[int, Refusal]] = OrderedDict()
+        self._items = 0
+
+    def __len__(self) -> int:
+        return self._items
 
     def note(self, request: RequestId, items: dict[int, Refusal]) -> None:
-        self._refusals.setdefault(request, {}).update(items)
-        if len(self._refusals) > REFUSALS_MAX:
-            self._refusals.popitem(last=False)
+        known = self._refusals.setdefault(request, {})
+        before = len(known)
+        known.update(items)
+        self._items += len(known) - before
+        while self._items > REFUSALS_MAX and len(self._refusals) > 1:
+            self._items -= len(self._refusals.popitem(last=False)[1])
 
     def of(self, request: RequestId) -> dict[int, Refusal]:
         return self._refusals.get(request, {}) if self._refusals else {}

@@ -84,6 +84,7 @@ class WriteGroup:
         "durable",
         "live",
         "manner",
+        "meta_bytes",
         "number",
         "outcomes",
         "pasts",
@@ -124,6 +125,7 @@ class WriteGroup:
         self.acked: dict[NodeId, bool] = {}  # node -> whether its copy is durable
         self.block = RecordBlock([])
         self.bytes = 0
+        self.meta_bytes = 0  # about what all but the values takes as a message
         self.actor = Actor(b"")
         self.actors: list[Actor] = []  # REPEATED: who minted each item
         self.counters: list[int] = []
@@ -208,11 +210,10 @@ class Writes:
             or reply.statuses is not None
         ):
             return []
-        absent = set(reply.absent)
-        if len(reply.block) + len(absent) != len(group.rows):
+        sets = reply.sets(len(group.rows))
+        if sets is None:
             return []
-        records = iter(reply.block.records)
-        group.pasts[node] = [EMPTY if i in absent else next(records).versions.context for i in range(len(group.rows))]
+        group.pasts[node] = [EMPTY if s is None else s.context for s in sets]
         return self._mint_if_read(group)
 
     def _mint_if_read(self, group: WriteGroup) -> list[Effect]:

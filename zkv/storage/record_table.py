@@ -29,6 +29,10 @@ _NOBODY: Final = Actor(b"")
 MINT_BYTES_MAX: Final = 32 * 1024 * 1024
 
 
+#: fewer puts than that are cheaper as sets of their own: columns of one key take twice the memory
+COLUMNS_MIN: Final = 4
+
+
 class RecordTable:
     def __init__(self, open_id: bytes, memory: RequestMemory, partition_of: Callable[[bytes], int]) -> None:
         """partition_of: how keys fall into partitions."""
@@ -45,6 +49,7 @@ class RecordTable:
         #: partition -> its keys, without the new ones that nobody has asked for yet: these are in `_unplaced`
         self._partitions: dict[int, dict[bytes, None]] = {}
         self._unplaced: list[bytes] = []
+        self._unplaced_before = 0  # how many of them are of earlier steps
         self._partition_of = partition_of
         self.stamp_high = 0
         self.collisions = 0
@@ -78,7 +83,9 @@ class RecordTable:
 
     def _mint_columns(self, mint: Mint) -> Columns | None:
         """The usual batch: new puts of distinct keys that replace what is held. None: something about it is not usual."""
-        if not mint.replace_held or None in mint.values or len(set(mint.keys)) < len(mint.keys):
+        if len(mint.keys) < COLUMNS_MIN or not mint.replace_held or None in mint.values:
+            return None
+        if len(set(mint.keys)) < len(mint.keys) or any(items != sorted(items) for _, items in mint.segments):
             return None
         if any(self._memory.recall(request) is not None for request, _ in mint.segments):
             return None
@@ -236,12 +243,13 @@ class RecordTable:
         for _, replaced in self._undo:
             for before in replaced:
                 if type(before) is tuple:
-                    columns = before[0]
+                    columns, i = before
                     columns.live -= 1
+                    columns.live_bytes -= len(columns.values[i])
                     left[id(columns)] = columns
         self._forget_step()
         for columns in left.values():
-            if columns.live * 2 < len(columns):
+            if columns.live * 2 < len(columns) or columns.live_bytes * 2 < columns.value_bytes:
                 self._slim(columns)
 
     def _slim(self, columns: Columns) -> None:
@@ -252,7 +260,7 @@ class RecordTable:
             held = sets.get(key)
             if type(held) is tuple and held[0] is columns:
                 alive.append(i)
-        columns.live = 0
+        columns.live = columns.live_bytes = 0
         if alive:
             picked = columns.pick(alive)
             sets.update(zip(picked.keys, picked.places(), strict=True))
@@ -271,12 +279,14 @@ class RecordTable:
         for request, items in self._noted:
             for item in items:
                 self._memory.forget(request, item)
+        del self._unplaced[self._unplaced_before :]
         self._forget_step()
 
     def _forget_step(self) -> None:
         self._undo.clear()
         self._fresh.clear()
         self._noted.clear()
+        self._unplaced_before = len(self._unplaced)
 
     def _install(self, key: bytes, before: Held | None, versions: VersionSet) -> None:
         self._undo.append(([key], [before]))
@@ -324,7 +334,7 @@ class RecordTable:
             actor = _NOBODY
             if counter:
                 for s in siblings:
-                    if s.sequence == sequence and s.session == session:
+                    if s.counter == counter and s.sequence == sequence and s.session == session:
                         actor = s.actor
                         break
                 else:
@@ -394,11 +404,11 @@ class RecordTable:
         return keys, sets, 0, b"", True
 
     def _place(self) -> None:
-        """New keys into their partitions; a key whose first step was rolled back is gone again."""
+        """New keys into their partitions."""
         for key in self._unplaced:
-            if key in self._sets:
-                self._partitions.setdefault(self._partition_of(key), {})[key] = None
+            self._partitions.setdefault(self._partition_of(key), {})[key] = None
         self._unplaced.clear()
+        self._unplaced_before = 0
 
     def check_invariants(self) -> None:
         live: dict[int, tuple[Columns, int]] = {}

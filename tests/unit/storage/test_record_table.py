@@ -147,3 +147,59 @@ def test_values_of_a_batch_that_is_mostly_overwritten_are_given_up() -> None:
     kept = [h[0] for h in table.held(KEYS[7:]) if type(h) is tuple]
     assert len(kept) == 5 and all(c is not columns for c in kept), "what is left moved on, so the old values can go"
     table.check_invariants()
+
+
+def test_large_value_that_is_overwritten_is_given_up_although_its_neighbours_stay() -> None:
+    table, _ = table_of(RecordTable, b"store  A")
+    hot, kept = KEYS[0], []
+    for number in range(1, 200):
+        new = [stored_key(1, b"new %d %d" % (number, i)) for i in range(4)]
+        values: list[bytes | None] = [b"large" * 2_000, b"x", b"x", b"x", b"x"]
+        mint = Mint(
+            number,
+            False,
+            [hot, *new],
+            values,
+            [0] * 5,
+            [((1, number), list(range(5)))],
+            True,
+            None,
+            None,
+            None,
+            [1] * 5,
+            [0] * 5,
+        )
+        assert table.mint(mint)[0].columns is not None
+        table.commit(number)
+        kept += new
+    table.check_invariants()
+    holders = {id(h[0]): h[0] for h in table.held([hot, *kept]) if type(h) is tuple}
+    assert sum(columns.value_bytes for columns in holders.values()) < 2 * 10_000 + 4 * len(kept)
+
+
+def test_single_puts_are_sets_of_their_own() -> None:
+    table, _ = table_of(RecordTable, b"store  A")
+    mint = Mint(1, False, [KEYS[0]], [b"v"], [0], [((1, 1), [0])], True, None, None, None, [1], [0])
+    assert table.mint(mint)[0].columns is None
+
+
+def test_keys_of_a_step_that_was_rolled_back_leave_nothing_behind() -> None:
+    table, _ = table_of(RecordTable, b"store  A")
+    for number in range(1, 10):
+        mint = Mint(
+            number,
+            False,
+            KEYS,
+            [b"v"] * 12,
+            [0] * 12,
+            [((1, number), list(range(12)))],
+            True,
+            None,
+            None,
+            None,
+            [1] * 12,
+            [0] * 12,
+        )
+        table.mint(mint)
+        table.roll_back()
+    assert len(table) == 0 and not table._unplaced
