@@ -27,6 +27,7 @@ LOADS: Final = {500: "l", 1000: "xl"}
 _COUNTER: Final = re.compile(rb"^etcd_(?:debugging_)?mvcc_put_total (\S+)$", re.MULTILINE)
 _PREFIX: Final = "/zkv-bench/"
 _WARM_UP_S: Final = 5.0
+_RAMP_S: Final = 1.0
 _START_TIMEOUT: Final = 30.0
 
 
@@ -47,7 +48,7 @@ class Etcd:
         self._rounds = 0
 
     def run(self, seconds: float) -> Sample:
-        """The count starts when puts flow: the generator first connects its clients."""
+        """The count starts a second after the first put, when all clients are connected, and the members are at rest again at the end."""
         self._rounds += 1
         # the generator refuses a prefix that has keys
         command = self._command("check", "perf", f"--load={self._load}", f"--prefix={_PREFIX}{self._rounds}/")
@@ -61,12 +62,14 @@ class Etcd:
                 if time.perf_counter() > deadline or generator.poll() is not None:
                     raise WrongAnswer("etcd's load generator puts nothing")
                 time.sleep(0.05)  # there is no event to wait for: the counter is all it shows
+            time.sleep(_RAMP_S)
             before, started = self._puts(), time.perf_counter()
             time.sleep(seconds)  # the round itself
             after, ended = self._puts(), time.perf_counter()
         finally:
             generator.kill()
             generator.communicate()
+        self._rest()
         return Sample(after - before, ended - started)
 
     def check(self) -> str:
@@ -88,6 +91,16 @@ class Etcd:
             except subprocess.CalledProcessError as error:
                 if time.monotonic() > deadline:
                     raise WrongAnswer(f"etcd's members found no leader: {error.stderr}") from error
+
+    def _rest(self) -> None:
+        """Until what the generator left behind is done: it must not cost the other side's round, or a key of the count."""
+        deadline = time.perf_counter() + _START_TIMEOUT
+        last = -1
+        while (puts := self._puts()) != last:
+            if time.perf_counter() > deadline:
+                raise WrongAnswer(f"etcd goes on putting without a client: {puts} puts")
+            last = puts
+            time.sleep(0.2)  # a counter has no event to wait for
 
     def _puts(self) -> int:
         """As the first member counts them; it applies the puts of all."""
