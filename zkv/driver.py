@@ -43,7 +43,7 @@ _FROM_REPLIERS: Final = frozenset(
 _FROM_PUBLISHERS: Final = frozenset({Kind.HEARTBEAT})
 #: why frames are refused: no header of ours, another version, a kind that does not belong there, another cluster, a body that does not fit,
 #: a heartbeat in another node's name
-_REASONS: Final = ("frame", "version", "port", "cluster", "body", "identity")
+REFUSAL_REASONS: Final = ("frame", "version", "port", "cluster", "body", "identity")
 _HELLOS: Final = frozenset({Kind.PEER_HELLO, Kind.PEER_HELLO_ACK})
 _WITHOUT_CLUSTER: Final = frozenset({Kind.HELLO, Kind.ADMIN, Kind.PEER_HELLO, Kind.PEER_HELLO_ACK})
 
@@ -91,7 +91,7 @@ class Driver:
                 "frames_in",
                 "frames_refused",
                 "frames_foreign",
-                *(f"refused_{reason}" for reason in _REASONS),
+                *(f"refused_{reason}" for reason in REFUSAL_REASONS),
                 "puts_logged",
                 "steps_refused",
                 "turns",

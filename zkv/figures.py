@@ -13,7 +13,7 @@ from typing import Final
 import zkv
 from zkv.core.node_state import NodeState
 from zkv.counters import Family, Histogram, Sample, counter, gauge, histogram
-from zkv.driver import Driver
+from zkv.driver import REFUSAL_REASONS, Driver
 from zkv.storage.log_store import LogStore
 from zkv.storage.record_table import RecordTable
 
@@ -21,7 +21,6 @@ from zkv.storage.record_table import RecordTable
 _DRIVER: Final = (
     ("turns", "zkv_loop_turns_total", "Turns of the event loop"),
     ("frames_in", "zkv_messages_received_total", "Messages taken from the sockets"),
-    ("frames_refused", "zkv_messages_refused_total", "Messages that were not what the protocol says"),
     ("frames_foreign", "zkv_messages_foreign_total", "Messages meant for another cluster, refused"),
     ("unsent", "zkv_messages_unsent_total", "Messages that could not be handed over"),
     ("puts_logged", "zkv_records_logged_total", "Records written to the log"),
@@ -60,6 +59,14 @@ def families(
             turn_durations,
         ),
         *(counter(name, text, driver.counters[key]) for key, name, text in _DRIVER),
+        Family(
+            "zkv_messages_refused_total",
+            "counter",
+            "Messages that were not what the protocol says, by what was wrong: the frame, its version, a kind that does not belong on the port, "
+            "the cluster, the body, the sender's name",
+            ("reason",),
+            [Sample((reason,), driver.counters[f"refused_{reason}"]) for reason in REFUSAL_REASONS],
+        ),
     ]
 
 

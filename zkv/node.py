@@ -233,7 +233,7 @@ class Node:
         """Epoch 1 of the cluster that this directory belongs to, or is about to help found."""
         document, member, extra = self._plan_cluster(store.manifest)
         if extra.get("phase") == ACTIVE and self.settings.initial:
-            log.info("the directory is a member already: --initial is ignored")
+            logs.event(log, logging.INFO, "initial_ignored", "the directory is a member already: --initial is ignored")
         if extra.get("phase") != ACTIVE:
             store.update_manifest(
                 cluster_id=document.cluster_id, node_id=member.node_id, node_name=member.name, extra=extra

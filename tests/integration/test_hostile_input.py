@@ -63,7 +63,10 @@ class Raw:
 def driver_counts(address: str) -> dict[str, int]:
     with zkv.connect(f"zkv://{address}") as kv:
         document: Any = kv.admin.status().document
-    counts: dict[str, int] = document["figures"]["driver"]
+    refused: dict[str, int] = document["counters"]["zkv_messages_refused_total"]
+    counts = {"refused_" + label.removeprefix("reason="): n for label, n in refused.items()}
+    counts["frames_refused"] = sum(refused.values())
+    counts["puts_logged"] = document["counters"]["zkv_records_logged_total"]
     return counts
 
 

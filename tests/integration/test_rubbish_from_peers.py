@@ -47,7 +47,9 @@ class Neighbour:
     def counts(self) -> dict[str, int]:
         with zkv.connect(f"zkv://{HOST}:{self.port}") as kv:
             document: Any = kv.admin.status().document
-        counts: dict[str, int] = document["figures"]["driver"]
+        refused: dict[str, int] = document["counters"]["zkv_messages_refused_total"]
+        counts = {"refused_" + label.removeprefix("reason="): n for label, n in refused.items()}
+        counts["frames_refused"] = sum(refused.values())
         return counts
 
     def wait_until(self, holds: Callable[[dict[str, int]], bool]) -> dict[str, int]:
