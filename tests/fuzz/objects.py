@@ -6,7 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from zkv.codec.columns import COUNTER_MAX
+from zkv.codec.columns import COUNTER_MAX, RECORDS_MAX
+from zkv.codec.records import STATED_COUNTER_MAX
 from zkv.core import messages as m
 from zkv.core.columns import Columns, Run
 from zkv.core.initial import InitialNode
@@ -35,9 +36,9 @@ pasts = st.dictionaries(actors, counters, max_size=3)
 
 
 @st.composite
-def contexts(draw: st.DrawFn) -> Context:
-    past = draw(pasts)
-    cloud = draw(st.sets(st.tuples(actors, st.integers(2, COUNTER_MAX)), max_size=2))
+def contexts(draw: st.DrawFn, counter_max: int = COUNTER_MAX) -> Context:
+    past = draw(st.dictionaries(actors, st.integers(1, counter_max), max_size=3))
+    cloud = draw(st.sets(st.tuples(actors, st.integers(2, counter_max)), max_size=2))
     return Context(past, tuple(sorted(cloud)))
 
 
@@ -66,7 +67,14 @@ def version_sets(draw: st.DrawFn) -> VersionSet:
     return versions
 
 
-records = st.builds(m.Record, stored_keys, u63, u63, st.none() | st.tuples(u64, u64, u32, counters), version_sets())
+records = st.builds(
+    m.Record,
+    stored_keys,
+    u63,
+    u63,
+    st.none() | st.tuples(u64, u64, st.integers(0, RECORDS_MAX - 1), counters),
+    version_sets(),
+)
 
 
 @st.composite
@@ -123,13 +131,14 @@ counts = st.integers(0, 4)
 @st.composite
 def puts(draw: st.DrawFn) -> m.Put:
     n = draw(counts)
-    bases = st.none() | contexts() | st.tuples(actors, counters)
+    stated = contexts(STATED_COUNTER_MAX)
+    bases = st.none() | stated | st.tuples(actors, st.integers(1, STATED_COUNTER_MAX))
     return m.Put(
         draw(request),
         draw(_column(stored_keys, n)),
         draw(_column(st.none() | small, n)),
         draw(_column(u32, n)),
-        draw(_maybe(st.none() | contexts(), n)),
+        draw(_maybe(st.none() | stated, n)),
         draw(_maybe(bases, n)),
         draw(_maybe(u63, n)),
         draw(_maybe(st.none() | st.lists(u64, max_size=2).map(tuple), n)),

@@ -262,6 +262,7 @@ DECODERS: dict[str, Decoder] = {
         (
             "zkv.codec.records.context_from_bytes",
             "zkv.codec.records.context_from_tree",
+            "zkv.codec.records.stated_context_from_tree",
             "zkv.codec.records.past_from_flat",
             "zkv.codec.records.cloud_from_flat",
         ),
