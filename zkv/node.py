@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from types import FrameType
 from typing import Any, Final
 
@@ -124,6 +124,8 @@ class Node:
         self._transport.wake()
         try:
             return future.result(timeout_s)
+        except CancelledError:
+            raise TimeoutError("the node has stopped") from None
         finally:
             future.cancel()
 

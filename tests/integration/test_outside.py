@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import zkv
 from tests.integration.test_cli_serve import WAIT_S, Serving, environment, run_serve
+from zkv.config import load
+from zkv.node import Node
 from zkv.testing import LocalCluster
 from zkv.testing.ports import HOST, free_base_ports
 
@@ -293,3 +296,29 @@ def test_json_log_lines_are_named_events_without_keys_and_values(tmp_path: Path)
     assert [line["event"] for line in lines] == ["serving", "epoch_active", "stopping"]
     assert lines[0]["fields"]["pid"] == node.process.pid
     assert "secret" not in "".join(node.lines)
+
+
+def test_who_asks_a_node_that_closes_hears_that_it_has_stopped(tmp_path: Path) -> None:
+    """A scrape in that moment is told 503, as by any node that does not answer."""
+    settings = load(
+        {"name": "solo", "listen": f"{HOST}:{free_base_ports(1)[0]}", "data": str(tmp_path / "d"), "http": "off"}, {}
+    )
+    node = Node(settings)
+    heard: list[str] = []
+
+    def ask() -> None:
+        with pytest.raises(TimeoutError) as caught:
+            node.ask(lambda: 1, WAIT_S)
+        heard.append(str(caught.value))
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    while not node._asked:
+        time.sleep(0.001)  # the queue is all there is to see
+    node._close_outside()
+    asker.join(WAIT_S)
+    assert node._log is not None
+    node._log.close()
+    assert heard == ["the node has stopped"]
+    with pytest.raises(TimeoutError, match="has stopped"):
+        node.ask(lambda: 1, WAIT_S)
