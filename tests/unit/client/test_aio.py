@@ -25,11 +25,11 @@ from zkv.errors import (
     BatchError,
     Closed,
     CodecError,
-    ConfigError,
     Conflict,
     ConnectFailed,
     CorruptData,
     DeadlineExceeded,
+    InvalidArgument,
     InvalidKey,
     NoSuchBucket,
     NotFound,
@@ -215,7 +215,7 @@ def test_one_bad_request_does_not_touch_its_neighbours(cluster: FakeCluster) -> 
         assert kinds == [zkv.PutResult, InvalidKey, InvalidKey, TooLarge]
         got = await outcomes(kv.get("good"), kv.get(""), kv.get(7), kv.get("good", r="most"), kv.get("none"))  # type: ignore[arg-type]
         assert got[0] == b"1" and got[4] is None
-        assert [type(answer) for answer in got[1:4]] == [InvalidKey, InvalidKey, ConfigError]
+        assert [type(answer) for answer in got[1:4]] == [InvalidKey, InvalidKey, InvalidArgument]
         for error in (got[1], got[2]):
             assert isinstance(error, InvalidKey)
 
@@ -555,7 +555,7 @@ def test_client_belongs_to_one_loop(cluster: FakeCluster) -> None:
 
     with asyncio.Runner() as first:
         first.run(use())
-        with asyncio.Runner() as second, pytest.raises(ConfigError, match="loop"):
+        with asyncio.Runner() as second, pytest.raises(InvalidArgument, match="loop"):
             second.run(use())
         first.run(kv.close())
 
