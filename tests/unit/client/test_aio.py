@@ -25,6 +25,7 @@ from zkv.errors import (
     BatchError,
     Closed,
     CodecError,
+    ConfigError,
     Conflict,
     ConnectFailed,
     CorruptData,
@@ -555,7 +556,7 @@ def test_client_belongs_to_one_loop(cluster: FakeCluster) -> None:
 
     with asyncio.Runner() as first:
         first.run(use())
-        with asyncio.Runner() as second, pytest.raises(InvalidArgument, match="loop"):
+        with asyncio.Runner() as second, pytest.raises(ConfigError, match="loop"):
             second.run(use())
         first.run(kv.close())
 
