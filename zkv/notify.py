@@ -73,8 +73,6 @@ class Notify:
 
     @property
     def _interval_s(self) -> float:
-        if self._ready and not self._watchdog_ns:
-            return _STARTING_S
         return min(_STARTING_S, self._watchdog_ns / NS_PER_S / 3) if self._watchdog_ns else _STARTING_S
 
     def _tell(self) -> None:

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import zkv
 from tests.integration.test_cli_serve import WAIT_S, Serving, environment, run_serve
-from zkv.config import load
+from zkv.config import NodeSettings, load
 from zkv.node import Node
 from zkv.testing import LocalCluster
 from zkv.testing.ports import HOST, free_base_ports
@@ -186,7 +186,7 @@ def test_a_loop_that_hangs_is_not_live_and_the_watchdog_starves(
 
 _HUNG_STORE = """
 import os, sys
-from zkv.config import load
+from zkv.config import NodeSettings, load
 from zkv.node import Node
 from zkv.storage.files import RealFiles
 
@@ -298,12 +298,30 @@ def test_json_log_lines_are_named_events_without_keys_and_values(tmp_path: Path)
     assert "secret" not in "".join(node.lines)
 
 
-def test_who_asks_a_node_that_closes_hears_that_it_has_stopped(tmp_path: Path) -> None:
+def settings_of(tmp_path: Path) -> NodeSettings:
+    flags = {"name": "solo", "listen": f"{HOST}:{free_base_ports(1)[0]}", "data": str(tmp_path / "d"), "http": "off"}
+    return load(flags, {})
+
+
+def test_what_the_rules_count_reaches_the_status_document(tmp_path: Path) -> None:
+    node = Node(settings_of(tmp_path))
+    try:
+        node._state.reads.repairs, node._state.replica.refused, node._state.resync.records = 7, 8, 9
+        shown = node._status()["counters"]
+        assert isinstance(shown, dict)
+        names = ("zkv_read_repairs_total", "zkv_replica_refusals_total", "zkv_resync_records_total")
+        assert [shown[name] for name in names] == [7, 8, 9]
+    finally:
+        node._close_outside()
+        assert node._log is not None
+        node._log.close()
+
+
+def test_who_asks_a_node_that_closes_hears_that_it_has_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scrape in that moment is told 503, as by any node that does not answer."""
-    settings = load(
-        {"name": "solo", "listen": f"{HOST}:{free_base_ports(1)[0]}", "data": str(tmp_path / "d"), "http": "off"}, {}
-    )
-    node = Node(settings)
+    node = Node(settings_of(tmp_path))
+    asked = threading.Event()
+    monkeypatch.setattr(node._transport, "wake", asked.set)  # what follows the question being put
     heard: list[str] = []
 
     def ask() -> None:
@@ -313,8 +331,7 @@ def test_who_asks_a_node_that_closes_hears_that_it_has_stopped(tmp_path: Path) -
 
     asker = threading.Thread(target=ask)
     asker.start()
-    while not node._asked:
-        time.sleep(0.001)  # the queue is all there is to see
+    assert asked.wait(WAIT_S)
     node._close_outside()
     asker.join(WAIT_S)
     assert node._log is not None

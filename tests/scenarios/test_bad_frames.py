@@ -13,6 +13,7 @@ from tests.harness import DEFAULT, SECOND, STRICT, SimCluster, SimNode, status_o
 from tests.scenarios.test_counterexamples import KEY, three
 from tests.scenarios.test_requests import REQUEST, assert_nothing_is_open, batch, key_at, must, put_answer
 from zkv.codec import packed, records, wire
+from zkv.codec.columns import RECORDS_MAX
 from zkv.core import messages as m
 from zkv.core.messages import Status
 from zkv.core.versions import Context, VersionSet
@@ -123,6 +124,14 @@ def test_answer_that_calls_absent_what_was_not_asked_for_is_no_answer(absent: li
     cluster.answers()
     assert cluster.values(a, KEY, bucket=STRICT) == [b"v"]
     assert_serves(cluster, a)
+
+
+@pytest.mark.parametrize("item", [RECORDS_MAX, 70_000])
+def test_record_that_names_an_item_beyond_any_request_is_refused_before_it_is_held(item: int) -> None:
+    sibling = [ACTOR, 1, 0, 0, 0, 1, 1, None, 1]
+    meta = packed.pack([[stored_key(DEFAULT, KEY), 1, 0, [1, 1, item, 1], [sibling], [ACTOR, 1], None]])
+    with pytest.raises(ProtocolError, match="item below"):
+        records.decode_block(meta, b"v")
 
 
 @pytest.mark.parametrize("counter", [2.5, float("inf"), True])

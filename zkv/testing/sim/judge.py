@@ -68,7 +68,6 @@ class Judge:
         self._due: dict[tuple[int, RequestId], int] = {}
         #: from here on reads may miss what an acknowledged write put there: a store answers that does not know what it lost
         self.weak = False
-        self.checks = 0
 
     def tell(self, key: bytes, text: str) -> None:
         self.story.append((self.now_ns(), key, text))
@@ -210,7 +209,6 @@ class Judge:
             self._check_write(done, i, key)
 
     def _check_write(self, done: Done, i: int, key: bytes) -> None:
-        self.checks += 1
         value, outcome = done.values[i], done.outcomes[i]
         if outcome == "failed" and value is not None and self._by_value.get(value):
             raise Violation("outcomes", f"{value!r} was minted and its writer told: failed ({done.errors[i]})", key)
@@ -229,7 +227,6 @@ class Judge:
         return counts[write.level] + counts[read.level] > 3
 
     def check_read(self, done: Done, i: int) -> None:
-        self.checks += 1
         key, shown = done.keys[i], done.shown[i]
         where = f"client {done.client} is shown {shown}"
         issued = self._issued.get(key, {})

@@ -45,7 +45,6 @@ class Result:
     fired: Counter[str] = field(default_factory=Counter)
     operations: int = 0
     events: int = 0
-    virtual_s: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -103,7 +102,6 @@ class Simulation:
                 result.fired[f"disk {fault}"] += count
         result.operations = len(self.plan.operations)
         result.events = world.events
-        result.virtual_s = world.now_ns / SECOND - 1000
         return result
 
     # --- phases ---

@@ -207,9 +207,6 @@ class World:
             self.cuts[a, b] = 1
             self._mend([(a, b)])
 
-    def _mended(self, a: int, b: int) -> bool:
-        return not (self.cuts[a, b] or self.cuts[b, a])
-
     def link(self, a: int, b: int) -> None:
         """The connection from a to b stands, if both are there."""
         if max(a, b) >= len(self.nodes):
