@@ -51,12 +51,17 @@ def past_from_flat(flat: Any) -> dict[Actor, int]:
     past: dict[Actor, int] = {}
     parts = iter(flat)
     for actor in parts:
-        past[actor] = n = next(parts)
-        if type(actor) is not bytes or len(actor) != ACTOR_BYTES or type(n) is not int or not 0 < n <= COUNTER_MAX:
+        n = next(parts)
+        if not _is_dot(actor, n):  # before it is hashed: a list cannot be
             raise ProtocolError("a past maps 12-byte actors to counters above 0")
+        past[actor] = n
     if len(past) * 2 != len(flat):
         raise ProtocolError("an actor stands twice in a past")
     return past
+
+
+def _is_dot(actor: Any, n: Any) -> bool:
+    return type(actor) is bytes and len(actor) == ACTOR_BYTES and type(n) is int and 0 < n <= COUNTER_MAX
 
 
 def flat_cloud(cloud: Sequence[Dot]) -> list[bytes | int] | None:
@@ -68,11 +73,10 @@ def cloud_from_flat(flat: Any) -> tuple[Dot, ...]:
         return ()
     if type(flat) is not list or len(flat) % 2:
         raise ProtocolError("a cloud is a flat list of actors and counters")
-    dots = sorted(set(zip(flat[::2], flat[1::2], strict=True)))
-    for actor, n in dots:
-        if type(actor) is not bytes or len(actor) != ACTOR_BYTES or type(n) is not int or not 0 < n <= COUNTER_MAX:
-            raise ProtocolError("a cloud holds 12-byte actors and counters above 0")
-    return tuple(dots)
+    dots = list(zip(flat[::2], flat[1::2], strict=True))
+    if not all(_is_dot(actor, n) for actor, n in dots):
+        raise ProtocolError("a cloud holds 12-byte actors and counters above 0")
+    return tuple(sorted(set(dots)))
 
 
 def context_to_tree(context: Context | None) -> list[Any] | None:

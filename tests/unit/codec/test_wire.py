@@ -208,7 +208,18 @@ def test_contexts_come_back_as_they_went(past: dict[bytes, int], cloud: list[tup
     assert records.context_from_bytes(records.context_to_bytes(context)) == context
 
 
-@pytest.mark.parametrize("data", [b"\x01", b"\x92\x90", b"\x92\x91\x01\xc0", b"\xc0", b"\x92\x90\x91\x01"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x01",
+        b"\x92\x90",
+        b"\x92\x91\x01\xc0",
+        b"\xc0",
+        b"\x92\x90\x91\x01",
+        b"\x92\x92\x90\x01\xc0",  # an actor that is a list, in the past and in the cloud
+        b"\x92\x90\x92\x90\x01",
+    ],
+)
 def test_bytes_that_are_no_context_are_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         records.context_from_bytes(data)
