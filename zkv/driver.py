@@ -126,12 +126,13 @@ class Driver:
         Raises: StorageFailed when the log is no longer to be trusted; the node must stop.
         """
         self.counters["turns"] += 1
-        self._decode(inbox)
-        self._collect_synced()
         now_ns = self._clock.monotonic_ns()
+        self._decode(inbox, now_ns)
+        self._collect_synced()
         if now_ns >= self._due_ns:
             self._events.append(ev.Woke())
-        self._run()
+        if self._events:
+            self._run()
         while self._out:
             self._flush()
             if self._events:
@@ -139,7 +140,7 @@ class Driver:
         self._due_ns = self._state.next_wakeup_ns()
         ended_ns = self._clock.monotonic_ns()
         self._state.coordinator.counts.observe(ended_ns)
-        self._log.turn_done(ended_ns, bool(self._awaiting_sync or self._reads_awaiting_sync))
+        self._log.turn_done(ended_ns, self.awaits_sync)
 
     def next_wakeup_ns(self) -> int:
         """When a turn is wanted although nothing arrived."""
@@ -149,7 +150,12 @@ class Driver:
     @property
     def idle(self) -> bool:
         """Whether no request is open and nothing waits for a sync: a drain has finished."""
-        return self._state.idle and not self._awaiting_sync and not self._reads_awaiting_sync
+        return self._state.idle and not self.awaits_sync
+
+    @property
+    def awaits_sync(self) -> bool:
+        """Whether somebody waits for what is written to be on disk."""
+        return bool(self._awaiting_sync or self._reads_awaiting_sync)
 
     def _run(self) -> None:
         """Events and what they order, until nothing is left but frames to send."""
@@ -165,8 +171,7 @@ class Driver:
 
     # --- in ---
 
-    def _decode(self, inbox: Inbox) -> None:
-        now_ns = self._clock.monotonic_ns()
+    def _decode(self, inbox: Inbox, now_ns: int) -> None:
         for node, up in inbox.links:
             self._events.append(ev.PeerConnected(node) if up else ev.PeerLost(node))
         if inbox.gossip:
@@ -181,13 +186,16 @@ class Driver:
                     self._count_refused("identity")
             if heard:
                 self._events.append(ev.HeartbeatsHeard(list(heard)))
-        replies: list[tuple[NodeId, Any]] = []
-        for node, frames in inbox.replies:
-            message = self._message(frames, _FROM_REPLIERS, now_ns, None)
-            if message is not None:
-                replies.append((node, message))
-        if replies:
-            self._events.append(ev.RepliesArrived(replies))
+        if inbox.replies:
+            replies: list[tuple[NodeId, Any]] = []
+            for node, frames in inbox.replies:
+                message = self._message(frames, _FROM_REPLIERS, now_ns, None)
+                if message is not None:
+                    replies.append((node, message))
+            if replies:
+                self._events.append(ev.RepliesArrived(replies))
+        if not (inbox.peers or inbox.clients):
+            return
         requests: list[tuple[Route, Any]] = []
         for peer, arrived, allowed in ((True, inbox.peers, _FROM_PEERS), (False, inbox.clients, _FROM_CLIENTS)):
             for route_id, frames in arrived:
@@ -235,13 +243,15 @@ class Driver:
     def _collect_synced(self) -> None:
         """What the last finished sync covers."""
         self._log.drain_completions()
-        durable_seq = self._log.durable_seq
-        causes = []
-        while self._awaiting_sync and self._awaiting_sync[0][0] <= durable_seq:
-            causes.append(self._awaiting_sync.popleft()[1])
-        if causes:
-            self._events.append(ev.Persisted(causes, durable=True))
+        if self._awaiting_sync:
+            durable_seq = self._log.durable_seq
+            causes = []
+            while self._awaiting_sync and self._awaiting_sync[0][0] <= durable_seq:
+                causes.append(self._awaiting_sync.popleft()[1])
+            if causes:
+                self._events.append(ev.Persisted(causes, durable=True))
         if self._reads_awaiting_sync:
+            durable_seq = self._log.durable_seq
             ready = [read for seq, read in self._reads_awaiting_sync if seq <= durable_seq]
             self._reads_awaiting_sync = [entry for entry in self._reads_awaiting_sync if entry[0] > durable_seq]
             self._events.extend(ready)

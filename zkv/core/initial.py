@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -164,6 +165,7 @@ def _parse_entry(text: str) -> InitialNode:
     )
 
 
+@lru_cache(maxsize=64)
 def _normalised(node: InitialNode) -> InitialNode:
     if not _NAME.fullmatch(node.name):
         raise ConfigError(

@@ -18,14 +18,14 @@ from typing import Protocol
 
 
 class Job:
-    """One unit of slow work. Subclasses implement `run`; `error` holds what it raised, `ended` is set after it."""
+    """One unit of slow work. Subclasses implement `run`; `error` holds what it raised, `ended` is true after it."""
 
     __slots__ = ("ended", "error", "took_ns")
 
     def __init__(self) -> None:
         #: how long it ran on a thread; 0 elsewhere, where time does not pass
         self.took_ns = 0
-        self.ended = threading.Event()
+        self.ended = False
         self.error: Exception | None = None
 
     def run(self) -> None:
@@ -36,7 +36,7 @@ class Job:
             self.run()
         except Exception as error:  # handed to the owner, who turns it into the state of the store
             self.error = error
-        self.ended.set()
+        self.ended = True
 
 
 class Worker(Protocol):
@@ -59,11 +59,13 @@ class Worker(Protocol):
 class ThreadWorker:
     """Jobs on one daemon thread (a process that dies without `stop` must not hang on it)."""
 
-    __slots__ = ("_busy_since_ns", "_completed", "_on_wake", "_queue", "_thread", "_wake_error")
+    __slots__ = ("_busy_since_ns", "_completed", "_ended", "_on_wake", "_queue", "_thread", "_wake_error")
 
     def __init__(self, on_wake: Callable[[], None]) -> None:
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._completed: deque[Job] = deque()
+        #: one for all jobs: hardly ever does anybody wait, and an event for each would cost more than the rest of a job
+        self._ended = threading.Condition()
         self._on_wake = on_wake
         self._busy_since_ns = 0
         self._wake_error: Exception | None = None
@@ -74,6 +76,8 @@ class ThreadWorker:
         while (job := self._queue.get()) is not None:
             began_ns = self._busy_since_ns = time.monotonic_ns()
             job.run_caught()
+            with self._ended:
+                self._ended.notify_all()
             job.took_ns = time.monotonic_ns() - began_ns
             self._busy_since_ns = 0
             self._completed.append(job)
@@ -99,7 +103,8 @@ class ThreadWorker:
         return jobs
 
     def wait(self, job: Job) -> None:
-        job.ended.wait()
+        with self._ended:
+            self._ended.wait_for(lambda: job.ended)
 
     def stop(self) -> None:
         if self._thread.is_alive():
@@ -136,7 +141,7 @@ class InlineWorker:
         return jobs
 
     def wait(self, job: Job) -> None:
-        if not job.ended.is_set():
+        if not job.ended:
             self.run_pending()
 
     def stop(self) -> None:
