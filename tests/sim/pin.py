@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.sim.planted import PLANTED
-from zkv.testing import Simulation
+from zkv.testing.sim import run_seed
 
 PINNED = Path(__file__).with_name("pinned.json")
 #: seeds kept for each bug: a change of timing rarely spoils all of them
@@ -24,7 +24,7 @@ def finds(bug: str, seed: int) -> bool:
     """Whether this seed breaks a promise when the bug is there."""
     with pytest.MonkeyPatch.context() as patch:
         PLANTED[bug](patch)
-        return not Simulation(seed).run().ok
+        return not run_seed(seed).ok
 
 
 def look_for(bug: str) -> list[int]:

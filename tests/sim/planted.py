@@ -106,6 +106,17 @@ def request_memory_lost(patch: Patch) -> None:
 
 
 @planted
+def retry_elsewhere_replaces_what_is_held(patch: Patch) -> None:
+    before = Coordinator._on_put
+
+    def on_put(self: Any, route: Any, message: Any, groups: Any) -> Any:
+        message.again = False
+        return before(self, route, message, groups)
+
+    patch.setattr(Coordinator, "_on_put", on_put)
+
+
+@planted
 def refusals_forgotten(patch: Patch) -> None:
     patch.setattr(Refusals, "of", lambda self, request: {})
 

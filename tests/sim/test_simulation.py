@@ -11,7 +11,7 @@ import pytest
 
 from tests.sim.planted import PLANTED
 from zkv.testing import Simulation
-from zkv.testing.sim import Plan, draw, save, shrink
+from zkv.testing.sim import Plan, draw, run_seed, save, shrink
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
 BLOCK = 20
@@ -21,7 +21,7 @@ BLOCK = 20
 def test_seeds_keep_every_promise(seed: int) -> None:
     """`seed` names a block of seeds, so that a thousand runs are not a thousand lines."""
     for number in range(seed * BLOCK, (seed + 1) * BLOCK):
-        result = Simulation(number).run()
+        result = run_seed(number)
         assert result.ok, result.explain()
         assert result.operations == 200
 

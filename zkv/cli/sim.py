@@ -78,10 +78,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def one(work: tuple[int, int]) -> Result:
-    from zkv.testing.sim import Simulation
+    from zkv.testing.sim import run_seed
 
-    seed, operations = work
-    return Simulation(seed, operations=operations).run()
+    return run_seed(*work)
 
 
 def _results(seeds: list[int], operations: int, jobs: int) -> Iterator[Result]:

@@ -7,6 +7,6 @@ Must not know: the command line.
 from __future__ import annotations
 
 from zkv.testing.sim.plan import Plan, draw
-from zkv.testing.sim.simulation import Result, Simulation, save, shrink
+from zkv.testing.sim.simulation import Result, Simulation, run_seed, save, shrink
 
-__all__ = ["Plan", "Result", "Simulation", "draw", "save", "shrink"]
+__all__ = ["Plan", "Result", "Simulation", "draw", "run_seed", "save", "shrink"]

@@ -94,6 +94,10 @@ class SimClient:
         self._done: Done | None = None
         #: read the keys of this one next
         self._look: Done | None = None
+        #: write the keys of this one next, whatever was planned
+        self._again: Operation | None = None
+        #: what was planned and is under way
+        self._planned: Operation | None = None
         #: the keys of our last write of unknown fate, until we have looked
         self._doubted: list[bytes] | None = None
         self._read: dict[bytes, tuple[Context, set[bytes]]] = {}
@@ -118,6 +122,9 @@ class SimClient:
             self._look = self.world.dice.choice(writing) if writing else self._look
         if self._look is not None:  # instead of what was planned
             self._read_what(self._look)
+        elif self._again is not None:
+            again, self._again = self._again, None
+            self._begin([operation[0], "put", again[2], operation[3], *again[4:]])
         elif operation[1] == "follow" and len(self.world.clients) > 1:
             self.world.followers.append(self)
             self.world.after(FOLLOW_NS, self._follow, [*operation[:1], "get", *operation[2:]], None)
@@ -140,6 +147,7 @@ class SimClient:
         return self.submit("get", other.bucket, other.keys, nothing, None, empty, other.number, None)
 
     def _begin(self, operation: Operation) -> None:
+        self._planned = operation
         _, kind, places, number, solo, strict, level, durable = operation
         names = [b"s%d-%d" % (self.number, p) if solo and strict else b"k%d" % p for p in places]
         if solo and strict and kind in ("context", "empty"):
@@ -345,9 +353,14 @@ class SimClient:
         self.world.after(think_ns, self.next)
 
     def _spread(self, done: Done) -> None:
-        """Who does not know what became of a write looks next, and who has looked makes all others look; followers look at once."""
+        """Who does not know what became of a write looks next, or writes the same keys once more without a look, or goes on. Who has looked
+        makes all others look; followers look at once."""
         if not done.is_get and "unknown" in done.outcomes:
-            self._look, self._doubted = done, done.keys
+            way = self.world.dice.randrange(4)
+            if way < 2:
+                self._look, self._doubted = done, done.keys
+            elif way == 2:
+                self._again = self._planned
         elif done.is_get and done.keys is self._doubted:
             self._doubted = None
             for other in self.world.clients.values():

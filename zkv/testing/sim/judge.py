@@ -39,13 +39,37 @@ _DELETED: Final = b""
 
 
 class _Minted:
-    __slots__ = ("covered", "dot", "held", "value")
+    """One execution of one item. `order`: how many there were before it, anywhere; `begun`: the `order` of the first one of its request."""
 
-    def __init__(self, dot: Dot | None, value: bytes | None, covered: Context, held: frozenset[Dot]) -> None:
+    __slots__ = ("begun", "covered", "dot", "held", "order", "request", "value")
+
+    def __init__(
+        self,
+        dot: Dot | None,
+        value: bytes | None,
+        covered: Context,
+        held: frozenset[Dot],
+        request: RequestId,
+        order: int,
+        begun: int,
+    ) -> None:
         self.dot = dot
         self.value = value
         self.covered = covered
         self.held = held
+        self.request = request
+        self.order = order
+        self.begun = begun
+
+    def replaces(self, old: _Minted) -> bool:
+        """Whether that one's value is gone by right. What was written since a request was first carried out may follow from what it
+        wrote: a later try of it must leave that alone (counterexample 6)."""
+        dot = old.dot
+        return (
+            dot is not None
+            and (self.covered.covers(*dot) or dot in self.held)
+            and (self.order == self.begun or old.order < self.begun)
+        )
 
 
 class Judge:
@@ -56,6 +80,9 @@ class Judge:
         self._minted: dict[bytes, dict[Dot, _Minted]] = {}
         self._deletes: dict[bytes, list[_Minted]] = {}
         self._by_value: dict[bytes, list[_Minted]] = {}
+        self._mints = 0
+        #: (request, key) -> `order` of each time that it was carried out
+        self._runs: dict[tuple[RequestId, bytes], list[int]] = {}
         self._issued: dict[bytes, dict[bytes, tuple[Done, int]]] = {}
         self._writes: dict[bytes, list[tuple[Done, int]]] = {}
         self._floors: dict[bytes, Context] = {}
@@ -131,9 +158,10 @@ class Judge:
             earlier: dict[
                 bytes, list[Dot]
             ] = {}  # minted by this very order: held when the next of the same key is minted
+            requests = [request for request, items in order.segments for _ in items]
             for i, record, counter in zip(places, block.records, answer[1], strict=True):
                 key = record.key
-                minted = self._note_mint(node, order, i, before[i], earlier.get(key, []), counter)
+                minted = self._note_mint(node, order, i, requests[i], before[i], earlier.get(key, []), counter)
                 if minted.dot is not None:
                     earlier.setdefault(key, []).append(minted.dot)
                 fresh.append((key, minted))
@@ -152,20 +180,30 @@ class Judge:
         table.mint, table.roll_back, table.commit = minting, rolling_back, committing  # type: ignore[method-assign,assignment]
 
     def _note_mint(
-        self, node: SimNode, order: Mint, i: int, held: VersionSet | None, earlier: list[Dot], counter: int
+        self,
+        node: SimNode,
+        order: Mint,
+        i: int,
+        request: RequestId,
+        held: VersionSet | None,
+        earlier: list[Dot],
+        counter: int,
     ) -> _Minted:
         key, value = order.keys[i], order.values[i]
         covered = context_of_base(order.covered[i] if order.covered else None)
         dots: frozenset[Dot] = frozenset()
         if order.replace_held:
             dots = frozenset([*earlier, *(s.dot for s in (held.siblings if held is not None else ()))])
+        self._mints += 1
+        runs = self._runs.setdefault((request, key), [])
+        runs.append(self._mints)
         if not counter:
-            minted = _Minted(None, None, covered, dots)
+            minted = _Minted(None, None, covered, dots, request, self._mints, runs[0])
             self._deletes.setdefault(key, []).append(minted)
             self.tell(key, f"{node.name} deletes")
             return minted
         dot = (node.table.actor, counter)
-        minted = _Minted(dot, value, covered, dots)
+        minted = _Minted(dot, value, covered, dots, request, self._mints, runs[0])
         known = self._minted.setdefault(key, {})
         if dot in known:
             raise Violation("dots", f"{node.name} mints {_name(dot)} for {value!r} a second time", key)
@@ -178,6 +216,7 @@ class Judge:
         return minted
 
     def _forget(self, key: bytes, minted: _Minted) -> None:
+        self._runs[minted.request, key].remove(minted.order)
         if minted.dot is None or minted.value is None:
             self._deletes[key].remove(minted)
         else:
@@ -326,10 +365,11 @@ class Judge:
 
     def _replaced_by(self, key: bytes, gone: bytes) -> list[tuple[bytes, bool]]:
         """(value, for good): what each write that replaced `gone` put in its place."""
-        dots = [mint.dot for mint in self._by_value.get(gone, ()) if mint.dot is not None]
+        lost = self._by_value.get(gone, ())
         for deleted in self._deletes.get(key, ()):
-            if any(deleted.covered.covers(*dot) or dot in deleted.held for dot in dots):
-                return [(_DELETED, True)]
+            for mint in lost:
+                if deleted.replaces(mint):
+                    return [(_DELETED, True)]
         author, author_place = self._issued[key][gone]
         # what its writer never learnt the fate of, it hides with whatever it writes next (decision 003)
         given_up = not author.outcomes or author.outcomes[author_place] == "unknown"
@@ -353,7 +393,7 @@ class Judge:
             elif write.contexts is not None:
                 if gone in write.replaces[place]:
                     found.append((newer, True))
-            elif any(mint.covered.covers(*dot) or dot in mint.held for mint in mints for dot in dots):
+            elif any(mint.replaces(old) for mint in mints for old in lost):
                 found.append((newer, True))
         return found
 

@@ -262,21 +262,27 @@ class _Worker(InlineWorker):
 
     def _ended(self, life: int) -> None:
         if self._node.life == life and self._node.up and self.pending:
+            jobs = list(self.pending)
             self._in_time = True
             self.run_pending()
             self._in_time = False
-            self._node.turn_soon()
+            # what nobody waits for is no cause of a turn of its own: it is taken in with the next
+            if self._node.driver.awaits_sync or any(job.error is not None for job in jobs):
+                self._node.turn_soon()
 
 
 class _NodeClock:
+    __slots__ = ("_node", "_world")
+
     def __init__(self, node: SimNode) -> None:
         self._node = node
+        self._world = node.world
 
     def monotonic_ns(self) -> int:
-        return self._node.world.now_ns
+        return self._world.now_ns
 
     def wall_ns(self) -> int:
-        return 1_700_000_000 * SECOND + self._node.world.now_ns + self._node.skew_ns
+        return 1_700_000_000 * SECOND + self._world.now_ns + self._node.skew_ns
 
 
 class SimNode(Node):
@@ -466,16 +472,18 @@ class SimNode(Node):
         self._turn_due = False
         if self.paused:
             return
-        self.world.watch.on_turn(self)
+        inbox = self.inbox
+        if inbox.clients or inbox.peers:
+            self.world.watch.on_turn(self)
         try:
-            self.driver.turn(self.inbox)
+            self.driver.turn(inbox)
         except StorageFailed:
             self.world.fired["store failed"] += 1
             self.world.note("store failed", self.index)
             self.die()
             self.world.after(RESTART_NS, self.start)
             return
-        self.inbox.clear()
+        inbox.clear()
         self._wake_when_due()
 
     def _wake_when_due(self) -> None:
