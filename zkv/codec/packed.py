@@ -41,10 +41,19 @@ def unpack(data: bytes) -> Any:
     """Raises: ProtocolError for anything that is not exactly one well-formed value within bounds."""
     size = len(data)
     try:
-        if size > _WALKED_FROM:
-            walker = msgpack.Unpacker(max_buffer_size=size)
-            walker.feed(data)
-            walker.skip()
+        if size <= _WALKED_FROM:
+            return msgpack.unpackb(
+                data,
+                use_list=True,
+                raw=False,
+                strict_map_key=True,
+                max_array_len=size,
+                max_map_len=size,
+                max_ext_len=0,
+            )
+        walker = msgpack.Unpacker(max_buffer_size=size)
+        walker.feed(data)
+        walker.skip()
         count = _Count() if size > _COUNTED_FROM else None
         return msgpack.unpackb(
             data,

@@ -52,9 +52,10 @@ def past_from_flat(flat: Any) -> dict[Actor, int]:
     parts = iter(flat)
     for actor in parts:
         n = next(parts)
-        if not _is_dot(actor, n):  # before it is hashed: a list cannot be
+        # as `_is_dot`, without its call; before it is hashed: a list cannot be
+        if type(actor) is not bytes or len(actor) != ACTOR_BYTES or type(n) is not int or not 0 < n <= COUNTER_MAX:
             raise ProtocolError("a past maps 12-byte actors to counters above 0")
-        past[actor] = n
+        past[Actor(actor)] = n
     if len(past) * 2 != len(flat):
         raise ProtocolError("an actor stands twice in a past")
     return past

@@ -22,6 +22,9 @@ from zkv.core.view import OWNER_MASK, Owner, View
 from zkv.core.writes import Writes
 from zkv.ids import NodeId
 
+#: plain numbers: members of an enum take longer to find
+_WRITES, _READS, _REPLICA, _RESYNC = int(Owner.WRITES), int(Owner.READS), int(Owner.REPLICA), int(Owner.RESYNC)
+
 
 class NodeState:
     def __init__(self, view: View, bootstrap: Bootstrap, *, heartbeat_interval_ns: int) -> None:
@@ -154,10 +157,16 @@ class NodeState:
         by_owner: dict[int, list[int]] = {}
         for cause in event.causes:
             by_owner.setdefault(cause & OWNER_MASK, []).append(cause)
-        effects = self.writes.on_persisted(by_owner.get(Owner.WRITES, []), event.durable)
-        effects += self.replica.on_persisted(by_owner.get(Owner.REPLICA, []), event.durable)
-        effects += self.resync.on_persisted(by_owner.get(Owner.RESYNC, []))
-        return effects + self.reads.on_persisted(by_owner.get(Owner.READS, []))
+        effects: list[Effect] = []
+        if causes := by_owner.get(_WRITES):
+            effects += self.writes.on_persisted(causes, event.durable)
+        if causes := by_owner.get(_REPLICA):
+            effects += self.replica.on_persisted(causes, event.durable)
+        if causes := by_owner.get(_RESYNC):
+            effects += self.resync.on_persisted(causes)
+        if causes := by_owner.get(_READS):
+            effects += self.reads.on_persisted(causes)
+        return effects
 
     def _on_synced(self, event: e.Synced) -> list[Effect]:
         self.view.unsynced = False

@@ -33,7 +33,14 @@ class Requirement:
 
     def votes(self, yes: Collection[NodeId]) -> int:
         """Votes that count, capped per part: equals `count` exactly when met."""
-        return sum(min(n, sum(1 for node in nodes if node in yes)) for nodes, n in self.parts)
+        total = 0
+        for nodes, n in self.parts:
+            votes = 0
+            for node in nodes:
+                if node in yes:
+                    votes += 1
+            total += votes if votes < n else n
+        return total
 
     def tally(self, yes: Collection[NodeId], no: Collection[NodeId]) -> Tally:
         if self.votes(yes) >= self.count:

@@ -95,8 +95,7 @@ class View:
     def rows_of(self, keys: list[bytes]) -> list[Row | None]:
         """The row of each key; None where the bucket does not exist."""
         assert self.ring is not None
-        prefixes = {key[:BUCKET_BYTES] for key in keys}
-        if len(prefixes) == 1:
+        if len(keys) == 1 or len({key[:BUCKET_BYTES] for key in keys}) == 1:
             bucket = self.buckets.get(bucket_of(keys[0]))
             return [None] * len(keys) if bucket is None else list(self.ring.rows_of(keys, bucket.class_id))
         rows: list[Row | None] = []
