@@ -154,9 +154,8 @@ def scan_file(data: bytes, seed: int, first_seq: int, limit_seq: int) -> Scan:
     prev_crc = seed
     whole = True  # does the chain lead here without a break?
     with memoryview(data) as view:
-        while (offset := _next_header(data, offset, seed, expected_seq)) >= 0:
-            header = decode_batch_header(data, offset, seed)
-            assert header is not None
+        while (found := _next_header(data, offset, seed, expected_seq)) is not None:
+            offset, header = found
             if header.first_seq >= limit_seq:
                 break
             durable_seq = max(durable_seq, header.durable_seq)
@@ -181,14 +180,14 @@ def _touches(runs: list[Run], offset: int) -> bool:
     return offset == (runs[-1].end if runs else FILE_HEADER_BYTES)
 
 
-def _next_header(data: bytes, offset: int, seed: int, seq_min: int) -> int:
-    """The first place at or after `offset` where a header with at least `seq_min` verifies; -1 at the end."""
+def _next_header(data: bytes, offset: int, seed: int, seq_min: int) -> tuple[int, BatchHeader] | None:
+    """The first header at or after `offset` that verifies and has at least `seq_min`, with its place; None at the end."""
     while (offset := data.find(BATCH_MAGIC, offset)) >= 0:
         header = decode_batch_header(data, offset, seed)
         if header is not None and header.first_seq >= seq_min:
-            return offset
+            return offset, header
         offset += 1
-    return -1
+    return None
 
 
 def offset_of_seq(data: bytes, seed: int, seq: int) -> int:

@@ -187,23 +187,24 @@ class Simulation:
 
     def _judge_final(self, key: bytes, shown: set[bytes]) -> None:
         judge = self.judge
-        for write, place in judge._writes.get(key, ()):
+        history = judge.keys[key]
+        for write, place in history.writes:
             value = write.values[place]
-            if write.outcomes[place] != "ok" or value is None or judge._excused(write, place):
+            if write.outcomes[place] != "ok" or value is None or history.accounted(value, shown):
                 continue
-            if not judge._accounted(key, value, shown):
+            if not judge.excused(write, place):
                 text = f"{value!r} was acknowledged, nothing replaced it, and all that is left is {sorted(shown)}"
                 raise Violation("durability", text, key)
-        for gone, (_, by) in judge._replaced.get(key, {}).items():
-            place = by.keys.index(key)
-            if gone in shown and len(judge._by_value.get(gone, ())) == 1 and not judge._excused(by, place):
+        for gone in sorted(shown & history.replaced.keys()):
+            by, place = history.replaced[gone][0]
+            if len(history.minted.get(gone, ())) == 1 and not judge.excused(by, place):
                 raise Violation("resurrection", f"{gone!r} was replaced by {by.values[place]!r} and is back", key)
 
     def _ask_all(self, rule: str, level: int | str | None, only: int = 0) -> dict[bytes, list[bytes]]:
         """What is shown of every key that was ever written, each bucket read as one batch; every key must be answered."""
         answers: dict[bytes, list[bytes]] = {}
         self.clients[0]._operations.clear()
-        keys = sorted(self.judge._writes)
+        keys = sorted(self.judge.keys)
         for _, of_bucket in groupby(keys[:only] if only else keys, key=bucket_of):
             left = list(of_bucket)
             for _ in range(5):
@@ -252,7 +253,7 @@ class Simulation:
 
     def _replay(self, node: SimNode) -> None:
         """What a restart would find is what is held."""
-        held = {key: node.table.read([key])[0][0] for key in sorted(self.judge._writes)}
+        held = {key: node.table.read([key])[0][0] for key in sorted(self.judge.keys)}
         node.up = False
         node.files.kill()
         node._begin()

@@ -72,6 +72,7 @@ class World:
         self.watch = watch
         self.now_ns = 1_000 * SECOND
         self.dice = random.Random(f"world {plan.seed}")
+        self._random = self.dice.random
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
         self.trace = blake2b(digest_size=16)
@@ -105,7 +106,8 @@ class World:
         heappush(self._heap, (when_ns, self._number, call, arguments))
 
     def after(self, ns: int, call: Callable[..., None], *arguments: Any) -> None:
-        self.at(self.now_ns + ns, call, *arguments)
+        self._number += 1
+        heappush(self._heap, (self.now_ns + ns, self._number, call, arguments))
 
     def run(self, until_ns: int, done: Callable[[], bool]) -> bool:
         """Until `done` or the time; whether it was done. Asked when `look` was set, and now and then."""
@@ -140,29 +142,30 @@ class World:
         mean = self._delay[source][target]
         if not mean:
             mean = self._delay[source][target] = self.plan.delay_ms * self.dice.choice((0.3, 1, 1, 8)) * MS
-        return int(-log(1.0 - self.dice.random()) * (MS if self.calm else mean)) + 20_000
+        return int(-log(1.0 - self._random()) * (MS if self.calm else mean)) + 20_000
 
     def is_lost(self, source: int, target: int) -> bool:
         """Whether one frame between two nodes does not arrive."""
         if self.cuts and self.cuts[source, target]:
             self.fired["frame cut"] += 1
-        elif self.loss and not self.calm and self.dice.random() < self.loss:
+        elif self.loss and not self.calm and self._random() < self.loss:
             self.fired["frame lost"] += 1
         else:
             return False
         return True
 
     def send(self, source: int, target: int, deliver: Callable[..., None], *arguments: Any) -> None:
-        between_nodes = source < len(self.nodes) and target < len(self.nodes)
-        if between_nodes:
-            if self.is_lost(source, target):
+        count = len(self.nodes)
+        if source < count and target < count:
+            if (self.cuts or self.loss) and self.is_lost(source, target):
                 return
         elif self.cuts and self.cuts[source, target]:
             return
         # what a client sends may come twice; a connection that lost a part of it is broken
-        if self.unreliable and not self.calm and target < len(self.nodes):
+        if self.unreliable and not self.calm and target < count:
             self._repeat(source, target, deliver, arguments)
-        self.at(self.now_ns + self.delay_ns(source, target), deliver, *arguments)
+        self._number += 1
+        heappush(self._heap, (self.now_ns + self.delay_ns(source, target), self._number, deliver, arguments))
 
     def _repeat(self, source: int, target: int, deliver: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         """This frame may come twice, now or much later; and an older one may come now."""
