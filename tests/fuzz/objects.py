@@ -198,7 +198,8 @@ def get_replies(draw: st.DrawFn) -> m.GetReply:
 def replica_gets(draw: st.DrawFn) -> m.ReplicaGet:
     n = draw(counts)
     keys, versions = draw(_column(stored_keys, n)), draw(_column(u63, n))
-    return m.ReplicaGet(draw(u64), keys, versions, draw(st.booleans()), draw(st.booleans()), draw(deadlines))
+    runs = draw(st.none() | st.just([(1, 2, list(range(n)))]))
+    return m.ReplicaGet(draw(u64), keys, versions, draw(st.booleans()), draw(st.booleans()), draw(deadlines), runs)
 
 
 plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | short | small

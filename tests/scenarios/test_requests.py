@@ -479,6 +479,36 @@ def test_two_tries_of_one_put_at_one_store_are_carried_out_once() -> None:
     assert_nothing_is_open(cluster)
 
 
+@pytest.mark.parametrize("late", ["request", "pasts"])
+def test_first_try_that_goes_on_after_one_elsewhere_does_not_replace_what_was_written_since(late: str) -> None:
+    """1. A strict put waits at A, which is cut off (or stopped before it took the put in). 2. its author tries at B, marked: B mints, C acks.
+    3. somebody replaces that, with its context. 4. A is back and gets the pasts, which hold what was written in step 3. Found by the simulator.
+    """
+    cluster, a, b, _ = three(STRICT)
+    first = batch(cluster, [(KEY, b"once"), (b"other", b"x")], bucket=STRICT)
+    cluster.hold = lambda source, target, message: a.index in (source, target)
+    if late == "pasts":
+        cluster.send(a, first, b"one")
+        cluster.settle()
+    again = batch(cluster, [(KEY, b"once")], bucket=STRICT, again=True, contexts=[EMPTY])
+    assert ask_put(cluster, b, again).statuses is None
+    seen = context_of(cluster.get(b, KEY, bucket=STRICT))
+    assert cluster.put(b, KEY, b"later", bucket=STRICT, context=seen).statuses is None
+    cluster.held = [entry for entry in cluster.held if entry[1] != a.index]  # A misses what B and C took meanwhile
+    cluster.release()
+    if late == "request":
+        cluster.send(a, first, b"one")
+    cluster.settle()
+    answer = put_answer(cluster, b"one")
+    assert answer.statuses == [
+        Status.TOO_OLD,
+        Status.UNAVAILABLE,
+    ]  # unknown here; nothing was written of the other item
+    assert cluster.values(b, KEY, bucket=STRICT) == [b"later"]
+    assert cluster.values(b, b"other", bucket=STRICT) == []
+    assert_nothing_is_open(cluster)
+
+
 def test_second_copy_of_a_refused_put_is_refused_as_the_first_was() -> None:
     """1. A can reach nobody and refuses the put; its author hears "failed". 2. B and C are back. 3. a second copy of the very same frame comes
     late. 4. nothing may be written: "failed" was promised. 5. a try marked as a retry is carried out."""

@@ -460,18 +460,30 @@ def _replica_put_ack_in(session: int, sequence: int, count: int, tree: Any, valu
 
 
 def _replica_get_out(x: m.ReplicaGet) -> Parts:
-    return 0, x.group, len(x.keys), [x.keys, x.row_versions, x.pasts_only, x.durable], b""
+    tree = [x.keys, x.row_versions, x.pasts_only, x.durable]
+    return 0, x.group, len(x.keys), tree if x.runs is None else [*tree, x.runs], b""
 
 
 def _replica_get_in(session: int, sequence: int, count: int, tree: Any, values: bytes) -> m.ReplicaGet:
-    keys, row_versions, pasts_only, durable = tree
+    keys, row_versions, pasts_only, durable, runs = tree if len(tree) != 4 else (*tree, None)
     return m.ReplicaGet(
         sequence,
         _keys(keys, count),
         _column(row_versions, count, _INT, "row_versions"),
         _typed(pasts_only, bool, "pasts_only"),
         _typed(durable, bool, "durable"),
+        runs=None if runs is None else _runs(runs, count),
     )
+
+
+def _runs(tree: Any, count: int) -> list[tuple[int, int, list[int]]]:
+    runs: list[tuple[int, int, list[int]]] = []
+    for session, sequence, items in _typed(tree, list, "runs"):
+        numbers = _column(items, len(items), _INT, "items")
+        runs.append((_typed(session, int, "session"), _typed(sequence, int, "sequence"), numbers))
+    if sum([len(items) for _, _, items in runs]) != count:
+        raise ProtocolError("the runs do not name each key once")
+    return runs
 
 
 def _replica_get_reply_out(x: m.ReplicaGetReply) -> Parts:

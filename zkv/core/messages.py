@@ -365,7 +365,10 @@ class ReplicaPutAck:
 
 @dataclass(slots=True)
 class ReplicaGet:
-    """pasts_only: siblings without values (for the read before a blind overwrite). durable: answer from synced state only."""
+    """pasts_only: siblings without values (for the read before a blind overwrite). durable: answer from synced state only.
+
+    runs: what the keys are read for, (session, sequence, items) in their order. What is known here as carried out is answered as TOO_OLD.
+    """
 
     kind: ClassVar[Kind] = Kind.REPLICA_GET
     group: int
@@ -374,6 +377,7 @@ class ReplicaGet:
     pasts_only: bool = False
     durable: bool = False
     deadline_ns: int = 0
+    runs: list[tuple[int, int, list[int]]] | None = None
 
 
 @dataclass(slots=True)

@@ -105,7 +105,7 @@ class Replica:
         if status is not None:
             statuses = [status] * len(get.keys)
         else:
-            bad = self._foreign_items(get.keys, get.row_versions)
+            bad = self._foreign_items(get.keys, get.row_versions) + self._carried_out(get)
             if bad:
                 refused = dict(bad)
                 statuses = [refused.get(i, int(Status.OK)) for i in range(len(get.keys))]
@@ -147,6 +147,20 @@ class Replica:
         if deadline_ns and deadline_ns <= self._view.now_ns:
             return Status.EXPIRED
         return None
+
+    def _carried_out(self, get: ReplicaGet) -> list[tuple[int, int]]:
+        """(item, status) of those that are read for a request which another try has carried out: what was written since may follow from
+        that, and whoever reads now would replace it."""
+        known: list[tuple[int, int]] = []
+        place = 0
+        for session, sequence, items in get.runs or ():
+            outcome = self._view.memory.recall((session, sequence))
+            if outcome is not None:
+                known += [
+                    (i, int(Status.TOO_OLD)) for i, item in enumerate(items, place) if outcome.dot_of(item) is not None
+                ]
+            place += len(items)
+        return known
 
     def _foreign_items(self, keys: list[bytes], row_versions: list[int]) -> list[tuple[int, int]]:
         """(item, status) of those that are not ours or come from another version of their row."""

@@ -184,8 +184,7 @@ class Writes:
         keys = group.keys
         effects: list[Effect] = [Read(group.number, keys, durable=False)]
         if group.pasts_needed > 1 or self._view.unsynced:
-            versions = [row.version for row in group.rows]
-            ask = ReplicaGet(group.number, keys, versions, pasts_only=True, deadline_ns=group.deadline_ns)
+            ask = _ask_pasts(group)
             effects.extend(Send(n, ask) for n in self._view.ask_order(group.replicas) if n != self._view.node)
         return effects
 
@@ -203,18 +202,29 @@ class Writes:
 
     def on_pasts(self, node: NodeId, reply: ReplicaGetReply) -> list[Effect]:
         group = self._groups.get(reply.group)
-        if (
-            group is None
-            or group.state is not State.READING
-            or node not in group.replicas
-            or reply.statuses is not None
-        ):
+        if group is None or group.state is not State.READING or node not in group.replicas:
+            return []
+        if reply.statuses is not None:
+            if Status.TOO_OLD in reply.statuses:
+                self._give_up(group, reply.statuses)
             return []
         sets = reply.sets(len(group.rows))
         if sets is None:
             return []
         group.pasts[node] = [EMPTY if s is None else s.context for s in sets]
         return self._mint_if_read(group)
+
+    def _give_up(self, group: WriteGroup, statuses: list[int]) -> None:
+        """Some items were carried out elsewhere while this try waited for its pasts (1. a try waits here, cut off; 2. its author tries
+        elsewhere, ok; 3. somebody replaces that; 4. the pasts come): minted now, it would replace what step 3 wrote. These are unknown
+        here, and their author knows better; the others fail with nothing written."""
+        places = range(len(group.rows))
+        known = [i for i in places if i < len(statuses) and statuses[i] == Status.TOO_OLD]
+        self._fail_positions(group, known, Status.TOO_OLD, 0)
+        self._fail_positions(group, sorted(set(places) - set(known)), Status.UNAVAILABLE, len(group.pasts))
+        group.become(State.SETTLED)
+        self._settled += 1
+        self._drop(group)
 
     def _mint_if_read(self, group: WriteGroup) -> list[Effect]:
         if len(group.pasts) < group.pasts_needed or not group.covered:
@@ -479,9 +489,7 @@ class Writes:
             if group.state in (State.REPLICATING, State.SETTLED):
                 effects.append(Send(node, self._message(group)))
             elif group.state is State.READING and group.manner is Manner.READ_FIRST and node not in group.pasts:
-                versions = [row.version for row in group.rows]
-                ask = ReplicaGet(group.number, group.keys, versions, pasts_only=True, deadline_ns=group.deadline_ns)
-                effects.append(Send(node, ask))
+                effects.append(Send(node, _ask_pasts(group)))
         return effects
 
     def next_wakeup_ns(self) -> int | None:
@@ -514,6 +522,15 @@ class Writes:
         self, replicas: tuple[NodeId, ...], requirement: Requirement, manner: Manner, durable: bool, deadline_ns: int
     ) -> WriteGroup:
         return WriteGroup(self._view.number(Owner.WRITES), replicas, requirement, manner, durable, deadline_ns)
+
+
+def _ask_pasts(group: WriteGroup) -> ReplicaGet:
+    runs = [
+        (*p.message.request, [p.message.items[i] for i in items] if p.message.items else items)
+        for p, items in group.segments
+    ]
+    versions = [row.version for row in group.rows]
+    return ReplicaGet(group.number, group.keys, versions, pasts_only=True, runs=runs, deadline_ns=group.deadline_ns)
 
 
 def _failure_before_mint(group: WriteGroup) -> Status:
