@@ -131,16 +131,16 @@ class Driver:
         self._collect_synced()
         if now_ns >= self._due_ns:
             self._events.append(ev.Woke())
-        if self._events:
+        if self._events or self._out:
             self._run()
-        while self._out:
-            self._flush()
-            if self._events:
-                self._run()
-        self._due_ns = self._state.next_wakeup_ns()
-        ended_ns = self._clock.monotonic_ns()
-        self._state.coordinator.counts.observe(ended_ns)
-        self._log.turn_done(ended_ns, self.awaits_sync)
+            while self._out:
+                self._flush()
+                if self._events:
+                    self._run()
+            self._due_ns = self._state.next_wakeup_ns()
+            now_ns = self._clock.monotonic_ns()
+            self._state.coordinator.counts.observe(now_ns)
+        self._log.turn_done(now_ns, self.awaits_sync)
 
     def next_wakeup_ns(self) -> int:
         """When a turn is wanted although nothing arrived."""
@@ -161,10 +161,11 @@ class Driver:
         """Events and what they order, until nothing is left but frames to send."""
         state, events = self._state, self._events
         now_ns, wall_ms = self._clock.monotonic_ns(), self._clock.wall_ns() // 1_000_000
+        carry = self._carry
         while events or self._steps:
             while events:
                 for effect in state.handle(events.popleft(), now_ns, wall_ms):
-                    self._carry[type(effect)](effect)
+                    carry[type(effect)](effect)
             if self._steps:
                 steps, self._steps[:] = self._steps[:], []
                 self._carry_out(steps)

@@ -70,7 +70,8 @@ class NodeState:
         self.view.now_ns = now_ns
         self.view.wall_ms = wall_ms
         effects = self._handlers[type(event)](event)
-        return effects + self.coordinator.finished() if self.coordinator.any_finished else effects
+        coordinator = self.coordinator
+        return effects + coordinator.finished() if coordinator.any_finished else effects
 
     def next_wakeup_ns(self) -> int:
         """When `Woke` is due next, on the monotonic clock."""

@@ -111,17 +111,20 @@ class World:
 
     def run(self, until_ns: int, done: Callable[[], bool]) -> bool:
         """Until `done` or the time; whether it was done. Asked when `look` was set, and now and then."""
-        heap = self._heap
+        heap, pop = self._heap, heappop
+        events = self.events
         while heap and heap[0][0] <= until_ns:
-            when_ns, _, call, arguments = heappop(heap)
+            when_ns, _, call, arguments = pop(heap)
             if when_ns > self.now_ns:
                 self.now_ns = when_ns
-            self.events += 1
+            events += 1
             call(*arguments)
-            if self.look or not self.events & 15:
+            if self.look or not events & 15:
                 self.look = False
                 if done():
+                    self.events = events
                     return True
+        self.events = events
         self.now_ns = until_ns
         return done()
 
@@ -312,6 +315,7 @@ class SimNode(Node):
         self.lacking = False
         self._turn_due = False
         self._wake_ns = 0
+        self.read_block = records.block_from_log
         self.inbox = Inbox()
         self.settings = NodeSettings(
             name=self.name,
@@ -376,7 +380,7 @@ class SimNode(Node):
         seed, shift = self._document.hash_seed, 64 - (self._document.partitions.bit_length() - 1)
         self.table = self._table = RecordTable(self._log.open_id, memory, lambda key: position_of(key, seed) >> shift)
         for batch in recovery.batches():
-            self.table.load(records.block_from_log(batch.body))
+            self.table.load(self.read_block(batch.body))
         world.watch.on_table(self)
         self.view = view = View(
             node=self.node,
@@ -453,7 +457,8 @@ class SimNode(Node):
         """As `take`, by what ends with it."""
         if self.up:
             getattr(self.inbox, lane).append(entry)
-            self.turn_soon()
+            if not self._turn_due:
+                self.turn_soon()
 
     def wake(self) -> None:
         """A turn soon: what arrives meanwhile is taken with it."""
@@ -491,7 +496,7 @@ class SimNode(Node):
 
     def _wake_when_due(self) -> None:
         due_ns = self.driver.next_wakeup_ns()
-        if not self._wake_ns or due_ns < self._wake_ns:
+        if due_ns < self._wake_ns or not self._wake_ns:
             self._wake_ns = due_ns
             self.world.at(max(due_ns, self.world.now_ns + 20_000), self._woken, self.life, due_ns)
 
@@ -534,7 +539,8 @@ class _Transport:
             self._deliver(target, lane, origin, frames)
 
     def _deliver(self, target: SimNode, lane: str, origin: object, frames: list[bytes], life: int = 0) -> None:
-        target.world.trace.update(b"%d %d %s" % (target.world.now_ns, target.index, frames[0]))
+        world = target.world
+        world.trace.update(b"%d %d %s" % (world.now_ns, target.index, frames[0]))
         target.take_last(lane, (origin, frames))
 
     def answer_peer(self, route: bytes, frames: Frames) -> bool:
