@@ -45,6 +45,8 @@ class Plan:
     faults: list[Fault] = field(default_factory=list)
     #: (client, node): as long as there are faults, this one never gets a connection to that one
     unreached: list[list[int]] = field(default_factory=list)
+    #: as long as there are faults, a node is at work so long after each turn; what arrives meanwhile is one turn's work
+    busy_ms: float = 0.0
 
     def options(self) -> dict[str, Any]:
         return {k: v for k, v in asdict(self).items() if k not in ("operations", "faults", "unreached")} | {
@@ -88,6 +90,8 @@ def draw(seed: int, operations: int = 200) -> Plan:
         think_ms=dice.choice((1, 5, 20)),
         allowed=allowed,
     )
+    # half of all seeds, by a dice of its own: the rest of what a seed draws does not hang on it
+    plan.busy_ms = random.Random(f"busy {seed}").choice((0.0, 0.0, 2.0, 8.0)) * plan.delay_ms
     # else every client asks the same coordinator for a key: everything; about half; one node alone
     missing = dice.choice((0.0, 0.45, 1.0))
     for client in range(plan.clients):

@@ -82,6 +82,7 @@ class World:
         self.look = False
         self.calm = True
         self.loss, self.duplicate, self.replay = plan.loss, plan.duplicate, plan.replay
+        self.busy_ns = int(plan.busy_ms * MS)
         self.unreliable = bool(plan.duplicate or plan.replay)
         ends = plan.nodes + plan.clients
         #: mean delay of each link in nanoseconds, drawn when it is first used
@@ -315,6 +316,8 @@ class SimNode(Node):
         self.lacking = False
         self._turn_due = False
         self._wake_ns = 0
+        #: it is at work until then
+        self._busy_ns = 0
         self.read_block = records.block_from_log
         self.inbox = Inbox()
         self.settings = NodeSettings(
@@ -358,7 +361,7 @@ class SimNode(Node):
         self._log = None
         self.inbox = Inbox()
         self._turn_due = False
-        self._wake_ns = 0
+        self._wake_ns = self._busy_ns = 0
         self.linked = set()
         options = LogOptions(
             fsync=world.plan.fsync, file_bytes=world.plan.wal_bytes, reserve_bytes=1024, reserve_check_appends=1
@@ -464,12 +467,12 @@ class SimNode(Node):
         """A turn soon: what arrives meanwhile is taken with it."""
         if not self._turn_due:
             self._turn_due = True
-            self.world.after(TURN_NS, self._turn, self.life)
+            self.world.at(max(self.world.now_ns + TURN_NS, self._busy_ns), self._turn, self.life)
 
     def turn_soon(self) -> None:
         """As `wake`, at the very end of what happens now: with nothing else to come before the turn, it needs no place in the queue."""
         if not self._turn_due:
-            if self.world.skip(TURN_NS):
+            if self._busy_ns <= self.world.now_ns and self.world.skip(TURN_NS):
                 self._turn(self.life)
             else:
                 self.wake()
@@ -492,6 +495,9 @@ class SimNode(Node):
             self.world.after(RESTART_NS, self.start)
             return
         inbox.clear()
+        world = self.world
+        if world.busy_ns and not world.calm:
+            self._busy_ns = world.now_ns + world.busy_ns
         self._wake_when_due()
 
     def _wake_when_due(self) -> None:
