@@ -8,7 +8,7 @@ block, and 0 means absent. A shard knows hashes, not keys, so whoever reads a re
 that the hash belongs to several: from then on all keys of this hash stand with their full keys in a dictionary, which is exact.
 
 The columns of a segment cannot tell two keys of one hash from two records of one key. So the caller
-1. calls `share(hash)` when a look-up meets another key, before the new key is logged, and keeps `shared` in its manifest when that returned True;
+1. calls `share(hash)` when a look-up meets another key, before the new key is logged, and keeps `shared` over restarts (`on_shared`);
 2. installs memory tables one after another, each as a whole, its segment being among the sources of `load` and `key_at` before;
 3. after it installed one, calls `share_with` on the hashes of keys that came to later tables meanwhile and are not in this one: their look-up missed it.
 Invariants: a hash is in its shard or in `shared`, never in both; after any history `find` answers the newest location that was installed, moved
@@ -77,6 +77,7 @@ class HashIndex:
         key_at: Callable[[int], bytes],
         shared: Iterable[int] = (),
         on_superseded: Callable[[int, list[Superseded]], None] | None = None,
+        on_shared: Callable[[tuple[int, ...]], None] | None = None,
     ) -> None:
         """
         shift: partition = hash >> shift
@@ -84,6 +85,8 @@ class HashIndex:
         key_at: the stored key of the record at a location. Asked only about hashes that several keys share.
         shared: as `shared` was when it was last kept
         on_superseded: told once per loaded partition what is dead in which segment
+        on_shared: keeps what `shared` will be, before it is. A hash may turn out to be shared in `share`, in an installation or in a load. Its errors
+            pass through, and nothing has changed then.
         """
         assert shift >= 32, f"{partitions} partitions leave fewer than 32 bits of a hash"
         self._shift: Final = shift
@@ -92,11 +95,12 @@ class HashIndex:
         self._load: Final = load
         self._key_at: Final = key_at
         self._on_superseded: Final = on_superseded
+        self._on_shared: Final = on_shared
         self._shards: Final[list[Shard | None]] = [None] * partitions
         self._warmed = 0
         #: hash -> stored key -> location, of partitions that are loaded
         self._shared: Final[dict[int, dict[bytes, int]]] = {}
-        self._known_shared: Final = set(shared)
+        self._known_shared = frozenset(shared)
 
     # --- reading ---
 
@@ -223,18 +227,26 @@ class HashIndex:
     # --- keys that share a hash ---
 
     def share(self, hashed: int) -> bool:
-        """More than one key has this hash: they are told apart from now on. True if that is news, to be kept before it is built on."""
+        """More than one key has this hash: they are told apart from now on. True if that is news."""
         fresh = hashed not in self._known_shared
-        pid = hashed >> self._shift
-        shard = self._shards[pid]
-        if shard is not None and hashed not in self._shared:
-            loc = shard.get(hashed)
-            # the key first: reading it may fail
-            self._shared[hashed] = {self._key_at(loc): loc} if loc else {}
-            if loc:
-                shard.remove(hashed, loc)
-        self._known_shared.add(hashed)
+        shard = self._shards[hashed >> self._shift]
+        if shard is None or hashed in self._shared:
+            self._know_shared((hashed,))
+            return fresh
+        loc = shard.get(hashed)
+        keys = {self._key_at(loc): loc} if loc else {}
+        self._know_shared((hashed,))
+        if loc:
+            shard.remove(hashed, loc)
+        self._shared[hashed] = keys
         return fresh
+
+    def _know_shared(self, hashes: Iterable[int]) -> None:
+        known = self._known_shared.union(hashes)
+        if len(known) > len(self._known_shared):
+            if self._on_shared is not None:
+                self._on_shared(tuple(sorted(known)))
+            self._known_shared = known
 
     def share_with(self, slot: int, hashes: Iterable[int]) -> list[int]:
         """Shares each of these hashes that a segment holds; they are of keys that it does not hold. Those that are news."""
@@ -260,13 +272,17 @@ class HashIndex:
         return self._shards[pid] is not None
 
     def warm(self, limit: int) -> int:
-        """Loads up to `limit` partitions that nobody has touched yet; how many it did. 0: all are loaded."""
+        """Loads up to `limit` partitions that nobody has touched yet; how many it did. 0: there are no more.
+
+        The partition that an error of `load` is about is passed over by the next call: it must not keep the others cold.
+        """
         count = 0
         while count < limit and self._warmed < len(self._shards):
-            if self._shards[self._warmed] is None:
-                self._loaded_shard(self._warmed)
-                count += 1
+            pid = self._warmed
             self._warmed += 1
+            if self._shards[pid] is None:
+                self._loaded_shard(pid)
+                count += 1
         return count
 
     def unload(self, pid: int) -> None:
@@ -285,8 +301,8 @@ class HashIndex:
 
         sources = [source for source in self._load(pid) if len(source.hashes)]
         if not sources:
-            shard = self._shards[pid] = Shard(self._skip)
             self._adopt(pid, {})
+            shard = self._shards[pid] = Shard(self._skip)
             return shard
         hashes, seqs, locs, sizes = (
             np.concatenate([np.asarray(column, np.uint64) for column in columns])
@@ -306,9 +322,9 @@ class HashIndex:
             newest[rows] = np.isin(locs[rows], np.fromiter(by_key.values(), np.uint64))
             last[rows] = False
         shard = Shard(self._skip, hashes[last], locs[last])
-        # nothing of it counts before all of it could be read
-        self._shards[pid] = shard
+        # nothing of it counts before all of it could be read, and kept
         self._adopt(pid, shared)
+        self._shards[pid] = shard
         if self._on_superseded is not None:
             dead, which = np.unique(locs[~newest] >> np.uint64(40), return_inverse=True)
             records = np.bincount(which, minlength=len(dead))
@@ -337,11 +353,11 @@ class HashIndex:
         return several
 
     def _adopt(self, pid: int, shared: dict[int, dict[bytes, int]]) -> None:
+        self._know_shared(shared)
         for hashed in self._known_shared:
             if hashed >> self._shift == pid:
                 shared.setdefault(hashed, {})
         self._shared.update(shared)
-        self._known_shared.update(shared)
 
     # --- figures ---
 

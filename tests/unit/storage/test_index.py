@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,15 +101,17 @@ class Machine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.index = HashIndex(PARTITIONS, SHIFT, self.loading, self.store.key_at, self.manifest_shared)
+        self.index = HashIndex(
+            PARTITIONS, SHIFT, self.loading, self.store.key_at, self.manifest_shared, on_shared=self.keep_shared
+        )
 
     def loading(self, pid: int) -> list[Columns]:
         self.model[pid] = self.store.newest(pid)
         return self.store.load(pid)
 
-    def keep_shared(self, news: object) -> None:
-        if news:
-            self.manifest_shared = self.index.shared
+    def keep_shared(self, shared: tuple[int, ...]) -> None:
+        assert set(shared) > set(self.manifest_shared)
+        self.manifest_shared = shared
 
     # --- writing ---
 
@@ -118,7 +121,7 @@ class Machine(RuleBasedStateMachine):
             if key not in self.table and key not in self.frozen:
                 loc = self.index.find(key, hash_8(key))
                 if loc and self.store.key_at(loc) != key:
-                    self.keep_shared(self.index.share(hash_8(key)))
+                    self.index.share(hash_8(key))
                     assert self.index.find(key, hash_8(key)) == 0
             self.seq += 1
             self.table[key] = self.seq
@@ -149,11 +152,8 @@ class Machine(RuleBasedStateMachine):
             expected = [before.get(key, 0) for key in rows]
             assert replaced == [old if old != loc else 0 for old, loc in zip(expected, locs, strict=True)]
             self.model[pid].update(zip(rows, locs, strict=True))
-        self.keep_shared(True)
         if len(segment.done) == PARTITIONS:
-            self.keep_shared(
-                self.index.share_with(self.sealing, [hash_8(key) for key in self.table if key not in self.frozen])
-            )
+            self.index.share_with(self.sealing, [hash_8(key) for key in self.table if key not in self.frozen])
             self.sealing = 0
             self.frozen = {}
 
@@ -252,6 +252,7 @@ class Machine(RuleBasedStateMachine):
                 assert loc == 0 or self.store.key_at(loc) != key, key
             assert loc == self.index.find(key, hash_8(key))
         assert len(self.index) == sum(len(self.model[pid]) for pid in loaded)
+        assert self.index.shared == self.manifest_shared
         self.index.check_invariants()
 
 
@@ -409,6 +410,55 @@ def test_share_that_cannot_read_the_other_key_changes_nothing() -> None:
     assert index.get(hash_8(one)) == loc and index.shared == ()
 
 
+def test_shared_hashes_that_cannot_be_kept_change_nothing() -> None:
+    one, two = two_of_one_hash()
+    store = Store()
+    store.publish(1, {one: 1, two: 2})
+    kept: list[tuple[int, ...]] = []
+
+    def keep(shared: tuple[int, ...]) -> None:
+        if not kept:
+            kept.append(shared)
+            raise OSError("disk full")
+        kept.append(shared)
+
+    index = index_of(store, on_shared=keep)
+    with pytest.raises(OSError, match="disk full"):
+        index.find(one, hash_8(one))
+    assert index.shared == () and not index.loaded(hash_8(one) >> SHIFT)
+    assert index.find(one, hash_8(one))
+    assert index.share(hash_8(one)) is False
+    assert kept == [(hash_8(one),)] * 2
+
+
+def test_keys_of_one_segment_stay_apart_when_one_of_them_leaves_it() -> None:
+    """What the columns of one segment gave away, those of two do not any more."""
+    one, two = two_of_one_hash()
+    store = Store()
+    store.publish(1, {one: 1, two: 2})
+    kept: list[tuple[int, ...]] = []
+    index_of(store, on_shared=kept.append).find(one, hash_8(one))
+    del store.segments[1]
+    store.publish(2, {one: 1})
+    store.publish(3, {two: 2})
+    again = index_of(store, shared=kept[-1])
+    assert [again.find(key, hash_8(key)) >> 40 for key in (one, two)] == [2, 3]
+
+
+def test_warm_passes_over_a_partition_that_cannot_be_loaded() -> None:
+    class Damaged(Store):
+        def load(self, pid: int) -> list[Columns]:
+            if pid == 1:
+                raise CorruptData("key index of segment 7")
+            return []
+
+    index = index_of(Damaged())
+    with pytest.raises(CorruptData):
+        index.warm(PARTITIONS)
+    assert index.warm(PARTITIONS) == 2
+    assert [index.loaded(pid) for pid in range(PARTITIONS)] == [True, False, True, True]
+
+
 def test_error_of_load_passes_through_and_the_next_touch_tries_again() -> None:
     calls = []
 
@@ -417,7 +467,12 @@ def test_error_of_load_passes_through_and_the_next_touch_tries_again() -> None:
         raise CorruptData("key index of segment 7")
 
     index = HashIndex(PARTITIONS, SHIFT, load, Store().key_at)
-    for touch in (lambda: index.get(0), lambda: index.warm(1), lambda: index.install(0, [1], [2])):
+    touches: list[Callable[[], object]] = [
+        lambda: index.get(0),
+        lambda: index.warm(1),
+        lambda: index.install(0, [1], [2]),
+    ]
+    for touch in touches:
         with pytest.raises(CorruptData):
             touch()
     assert calls == [0, 0, 0] and not index.loaded(0)
