@@ -106,9 +106,8 @@ def plan(segments: Sequence[SegmentState], limits: Limits = LIMITS) -> MergePlan
             return _plan(Reason.SPACE, chosen)
     if len(segments) > limits.segments_max:
         smallest = sorted(segments, key=lambda segment: (segment.live_bytes, segment.id))
-        chosen = _fitting(smallest, limits.inputs_max, output_max)
-        if len(chosen) > 1:
-            return _plan(Reason.COUNT, chosen)
+        # the two smallest of more than the allowed number fit in any case, because outputs grow with the store
+        return _plan(Reason.COUNT, _fitting(smallest, limits.inputs_max, output_max))
     reapable = [segment for segment in segments if segment.reapable_records > limits.reapable_share * segment.records]
     if reapable:
         most = max(reapable, key=lambda segment: (segment.reapable_records / segment.records, -segment.id))

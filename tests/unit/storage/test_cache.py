@@ -36,11 +36,11 @@ def versions_of(n: int, siblings: int = 1, actors: int = 1, value_bytes: int = 1
 
 KEYS = [b"key-%02d" % n for n in range(30)]
 STEP = st.tuples(
-    st.sampled_from(["get", "get", "put", "put", "put", "drop"]), st.sampled_from(KEYS), st.integers(9, 400)
+    st.sampled_from(["get", "get", "get", "put", "put", "put", "drop"]), st.sampled_from(KEYS), st.integers(9, 400)
 )
 
 
-@given(st.lists(STEP, max_size=150), st.integers(0, 40_000))
+@given(st.lists(STEP, min_size=60, max_size=120), st.sampled_from([0, 10_000, 21_000, 24_000, 30_000]))
 def test_record_cache_never_answers_but_what_was_put_last_and_never_exceeds_its_budget(
     steps: list[tuple[str, bytes, int]], bytes_max: int
 ) -> None:
@@ -144,6 +144,55 @@ def test_key_that_comes_back_soon_after_its_turn_stays() -> None:
     for n in range(200, 300):
         cache.put(b"key-%03d" % n, record)
     assert cache.get_many([gone]) == [record]
+
+
+def fill(cache: RecordCache, record: VersionSet, first: int, count: int) -> None:
+    for n in range(first, first + count):
+        cache.put(b"fill%04d" % n, record)
+
+
+def test_record_that_is_asked_for_in_its_turn_stays_and_one_that_is_not_goes() -> None:
+    record = versions_of(1)
+    cache = RecordCache(record_bytes(b"key-000", record) * 100)
+    cache.put(b"asked", record)
+    cache.put(b"other", record)
+    assert cache.get_many([b"asked"]) == [record]
+    fill(cache, record, 0, 500)
+    assert cache.get_many([b"asked", b"other"]) == [record, None]
+
+
+def test_record_of_the_main_queue_stays_as_long_as_it_is_asked_for() -> None:
+    record = versions_of(1)
+    cache = RecordCache(record_bytes(b"key-000", record) * 100)
+    main = [b"main%04d" % n for n in range(80)]
+    for key in main:
+        cache.put(key, record)
+    assert cache.get_many(main) == [record] * 80
+    fill(cache, record, 0, 200)  # moves them on
+    hot = main[:10]
+    for first in range(1000, 5_000, 40):
+        assert cache.get_many(hot) == [record] * 10
+        for n in range(first, first + 40):
+            key = b"next%05d" % n
+            cache.put(key, record)
+            cache.get_many([key])  # so that they press into the main queue
+    assert cache.get_many(main).count(record) == 10
+
+
+def test_dropped_record_of_either_queue_is_gone_and_not_counted() -> None:
+    record = versions_of(1)
+    cache = RecordCache(record_bytes(b"key-000", record) * 100)
+    cache.put(b"main", record)
+    cache.get_many([b"main"])
+    fill(cache, record, 0, 300)
+    cache.put(b"small", record)
+    before = cache.bytes
+    for key in (b"main", b"small"):
+        assert cache.get_many([key]) == [record]
+        cache.drop([key])
+        assert cache.get_many([key]) == [None]
+        cache.check_invariants()
+    assert cache.bytes == before - record_bytes(b"main", record) - record_bytes(b"small", record)
 
 
 def test_block_cache_keeps_the_least_recently_used_last_and_counts() -> None:

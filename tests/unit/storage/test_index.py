@@ -256,7 +256,7 @@ class Machine(RuleBasedStateMachine):
         self.index.check_invariants()
 
 
-Machine.TestCase.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)
+Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 TestHashIndexAgainstModel = Machine.TestCase
 
 
