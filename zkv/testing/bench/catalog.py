@@ -52,6 +52,8 @@ class Scale:
 
 
 BATCH: Final = 100
+#: what the target of P7 is for
+P7_KEYS: Final = 10_000_000
 
 
 def p1(scale: Scale) -> Iterator[Case]:
