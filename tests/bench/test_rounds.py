@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from zkv.testing.bench.rounds import LATENCY, RATE, Case, NotRun, Sample, Spread, Target, WrongAnswer, compare
+from zkv.testing.bench.rounds import LATENCY, RATE, SIZE, Case, NotRun, Sample, Spread, Target, WrongAnswer, compare
 
 
 class Scripted:
@@ -63,6 +63,12 @@ def test_round_without_a_key_done_fails() -> None:
 def test_latency_is_the_median_wait_in_microseconds() -> None:
     assert Sample(3, 1.0, [0.001, 0.002, 0.009]).figure(LATENCY) == pytest.approx(2000)
     assert Sample(30, 2.0).figure(RATE) == 15
+
+
+def test_size_is_bytes_per_key_and_its_target_an_upper_bound() -> None:
+    assert Sample(10, 1.0, held_bytes=320).figure(SIZE) == 32
+    assert Target(1.0, SIZE).met(0.9) and not Target(1.0, SIZE).met(1.1)
+    assert str(Target(1.0, SIZE)) == "<= 1"
 
 
 def test_target_of_a_latency_is_an_upper_bound_of_a_rate_a_lower_one() -> None:

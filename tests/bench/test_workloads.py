@@ -13,21 +13,24 @@ from zkv.testing.bench import catalog, etcd_peer, redis_peer, servers
 from zkv.testing.bench.catalog import CATALOG, Scale
 from zkv.testing.bench.ledger import Ledger
 from zkv.testing.bench.probe import probe
-from zkv.testing.bench.rounds import NotRun, compare
+from zkv.testing.bench.rounds import SIZE, NotRun, compare
 from zkv.testing.ports import free_base_ports
 
-TINY = Scale(keys=600, single_keys=6, outstanding=(6,), etcd_outstanding=(500,), tasks=6, connections=(2, 3))
+TINY = Scale(
+    keys=600, single_keys=6, outstanding=(6,), etcd_outstanding=(500,), tasks=6, connections=(2, 3), index_keys=1_000
+)
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", CATALOG)
 def test_benchmark_runs_at_a_tiny_size(name: str) -> None:
     results = [compare(case, rounds=1, seconds=0.02) for case in CATALOG[name](TINY)]
-    assert len(results) == {"P1": 3, "P2": 2, "P3": 2, "P4": 2, "P5": 4}[name]
+    assert len(results) == {"P1": 3, "P2": 2, "P3": 2, "P4": 2, "P5": 4, "P7": 2}[name]
     for result in results:
         assert result.ours is not None
         assert result.ours.digest.partition(" ")[0] != "0"
-        assert result.ours.cpu_us_per_key().keys() > {"client"}, "the nodes' CPU must be known"
+        if result.case.unit != SIZE:
+            assert result.ours.cpu_us_per_key().keys() > {"client"}, "the nodes' CPU must be known"
         if result.peer is None:
             assert "install" in result.not_run
         else:

@@ -30,11 +30,12 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser], c
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="P1 ... P5 (see --list); default: those that are quick"
+        "names", nargs="*", metavar="NAME", help="P1 ... P7 (see --list); default: those that are quick"
     )
     parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
     parser.add_argument("--rounds", type=count, default=5, metavar="N", help="of each side; default 5")
     parser.add_argument("--seconds", type=seconds, default=0.4, metavar="S", help="for each round; default 0.4")
+    parser.add_argument("--keys", type=count, metavar="N", help="in the index of P7; default 1000000")
     parser.add_argument("--profile", action="store_true", help="CPU microseconds per key of the client and each server")
 
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     started = time.monotonic()
     results: list[Result] = []
     with _stopped_in_order():
-        for case in _on_cluster(args, console) if url else _started(names):
+        for case in _on_cluster(args, console) if url else _started(names, args.keys):
             console.say(f"{case.name}: {case.shape}")
             results.append(compare(case, args.rounds, args.seconds))
     _report(results, console, profile=args.profile)
@@ -74,11 +75,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return EXIT_OK
 
 
-def _started(names: list[str]) -> Iterator[Case]:
+def _started(names: list[str], index_keys: int | None) -> Iterator[Case]:
     from zkv.testing.bench.catalog import CATALOG, Scale
 
+    scale = Scale() if index_keys is None else Scale(index_keys=index_keys)
     for name in names:
-        yield from CATALOG[name](Scale())
+        yield from CATALOG[name](scale)
 
 
 def _on_cluster(args: argparse.Namespace, console: Console) -> Iterator[Case]:

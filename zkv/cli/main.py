@@ -28,6 +28,7 @@ _MODULES: Final = {
     "demo": "demo",
     "sim": "sim",
     "bench": "bench",
+    "verify": "verify",
 }
 _EPILOG: Final = """\
 exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 unavailable (nothing applied), 5 unknown outcome,

@@ -31,7 +31,6 @@ RESERVED: Final[dict[str, str]] = {
     "recover": "does not exist yet; a majority of the first nodes must come back with their data",
     "autoscale": _MEMBERSHIP,
     "repair": "background repair does not exist yet; a get repairs the keys that it reads, and `zkv export` reads all",
-    "verify": "does not exist yet; a node verifies its whole log when it starts",
     "backup": "does not exist yet; `zkv export` writes all records, and a stopped node's directory can be copied",
     "restore": "does not exist yet; `zkv import` reads what `zkv export` wrote",
     "compact": "does not exist yet; the log only grows in this version",

@@ -143,6 +143,17 @@ def position_of(stored_key: bytes, seed: int) -> int:
     return xxh3_64_intdigest(routing_bytes(stored_key), seed)
 
 
+def record_hash(stored_key: bytes, seed: int, shift: int) -> int:
+    """What indexes of records know a key by: its partition in the bits from `shift` on, below it a hash of the whole key.
+
+    The position of a key where it has no tag. Keys with one tag have one position, and must not have one hash.
+    """
+    hashed = xxh3_64_intdigest(stored_key, seed)
+    if _OPEN not in stored_key:
+        return hashed
+    return position_of(stored_key, seed) >> shift << shift | hashed & (1 << shift) - 1
+
+
 def routing_bytes(stored_key: bytes) -> bytes:
     """The bytes that decide the place of a key: bucket id and `{tag}` if the key has one that is not empty, else all of it.
 

@@ -1,6 +1,6 @@
 """Which benchmark compares what with what.
 
-Owns: P1 to P5: their servers, sizes and targets. Must not know: how rounds are counted or shown.
+Owns: P1 to P5 and P7: their servers, sizes and targets. Must not know: how rounds are counted or shown.
 
 Each entry opens the servers of its cases, yields the cases, and stops the servers. The targets are ratios ours / peer.
 """
@@ -17,10 +17,11 @@ from uuid import uuid4
 import zkv
 from zkv.testing.bench import etcd_peer, redis_peer
 from zkv.testing.bench.echo import echo
+from zkv.testing.bench.index_memory import BUDGET_BYTES, IndexMemory
 from zkv.testing.bench.ledger import Ledger
 from zkv.testing.bench.ours import ManyKeys, OneKey, async_client, pids
 from zkv.testing.bench.probe import probe
-from zkv.testing.bench.rounds import LATENCY, Case, NotRun, Side
+from zkv.testing.bench.rounds import LATENCY, SIZE, Case, NotRun, Side
 from zkv.testing.bench.sides import AsyncStore, Gets, Puts, Store, Tasks
 from zkv.testing.local_cluster import LocalCluster
 
@@ -36,6 +37,8 @@ class Scale:
     etcd_outstanding: tuple[int, ...] = tuple(etcd_peer.LOADS)
     tasks: int = 1000
     connections: tuple[int, ...] = (50, 1000)
+    #: of workloads that fill an index
+    index_keys: int = 1_000_000
 
     def ledger(self, name: str, size: int) -> Ledger:
         return Ledger(name, max(3, self.keys // size // 3 * 3), size)
@@ -49,6 +52,8 @@ class Scale:
 
 
 BATCH: Final = 100
+#: what the target of P7 is for
+P7_KEYS: Final = 10_000_000
 
 
 def p1(scale: Scale) -> Iterator[Case]:
@@ -145,7 +150,23 @@ def p5(scale: Scale) -> Iterator[Case]:
                 yield Case(f"P5 {name} x{scale.tasks}", shape, mine, peer_name, theirs, bound=bound)
 
 
-CATALOG: Final[dict[str, Callable[[Scale], Iterator[Case]]]] = {"P1": p1, "P2": p2, "P3": p3, "P4": p4, "P5": p5}
+def p7(scale: Scale) -> Iterator[Case]:
+    """memory of the index over sealed records, against its budget and a dictionary of keys; --keys 10000000 for the full size"""
+    ours, shape = IndexMemory("index", scale.index_keys), f"{scale.index_keys:,} keys, all in"
+    yield Case(
+        "P7 index", shape, ours, f"{BUDGET_BYTES} bytes a key", IndexMemory("budget", scale.index_keys), SIZE, 1.0
+    )
+    yield Case("P7 index", shape, ours, "dictionary", IndexMemory("dict", scale.index_keys), SIZE)
+
+
+CATALOG: Final[dict[str, Callable[[Scale], Iterator[Case]]]] = {
+    "P1": p1,
+    "P2": p2,
+    "P3": p3,
+    "P4": p4,
+    "P5": p5,
+    "P7": p7,
+}
 #: what runs untold: in less than a minute
 QUICK: Final = ("P1", "P2", "P4")
 

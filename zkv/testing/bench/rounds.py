@@ -20,6 +20,7 @@ from zkv.errors import ZkvError
 
 RATE: Final = "keys/s"
 LATENCY: Final = "us p50"
+SIZE: Final = "B/key"
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -36,15 +37,18 @@ class NotRun:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One round: keys done, the seconds that took, and the seconds of each call where somebody waits for each."""
+    """One round: keys done, the seconds that took, the seconds of each call where somebody waits for each, the bytes that the keys take where that is asked."""
 
     keys: int
     seconds: float
     waits: Sequence[float] = ()
+    held_bytes: int = 0
 
     def figure(self, unit: str) -> float:
         if unit == LATENCY:
             return 1e6 * statistics.median(self.waits)
+        if unit == SIZE:
+            return self.held_bytes / self.keys
         return self.keys / self.seconds
 
 
@@ -81,16 +85,16 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Of the ratio ours / peer: at least so much for rates, at most so much for latencies."""
+    """Of the ratio ours / peer: at least so much for rates, at most so much for latencies and sizes."""
 
     bound: float
     unit: str = RATE
 
     def met(self, ratio: float) -> bool:
-        return ratio <= self.bound if self.unit == LATENCY else ratio >= self.bound
+        return ratio >= self.bound if self.unit == RATE else ratio <= self.bound
 
     def __str__(self) -> str:
-        return f"{'<=' if self.unit == LATENCY else '>='} {self.bound:g}"
+        return f"{'>=' if self.unit == RATE else '<='} {self.bound:g}"
 
 
 @dataclass(frozen=True, slots=True)
