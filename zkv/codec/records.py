@@ -34,6 +34,8 @@ CONTEXT_DOTS_MAX: Final = 4_096
 
 _META_LENGTH = struct.Struct("<I")
 _STORED_KEY_MAX: Final = BUCKET_BYTES + KEY_BYTES_MAX
+#: stands where a set is read that has its key elsewhere
+_SOME_KEY: Final = bytes(BUCKET_BYTES + 1)
 
 # --- contexts ----------------------------------------------------------------------------------------------------------------
 
@@ -131,37 +133,51 @@ def encode_block(block: RecordBlock) -> tuple[bytes, bytes]:
         rows: list[Any] = []
         for record in block.records:
             versions = record.versions
-            past = versions.past
-            siblings = []
-            for s in versions.siblings:
-                value = s.value
-                values.append(value)
-                siblings.append(
-                    (
-                        s.actor,
-                        s.counter,
-                        s.stamp,
-                        s.expires_ms,
-                        s.checksum,
-                        s.session,
-                        s.sequence,
-                        s.voids or None,
-                        len(value),
-                    )
-                )
-            rows.append(
-                (
-                    record.key,
-                    record.row_version,
-                    record.fence,
-                    record.request,
-                    siblings,
-                    next(iter(past.items())) if len(past) == 1 else flat_past(past),
-                    flat_cloud(versions.cloud) if versions.cloud else None,
-                )
-            )
+            rows.append((record.key, record.row_version, record.fence, record.request, *_set_to_tree(versions, values)))
         block.encoded = (pack(rows), b"".join(values))
     return block.encoded
+
+
+def _set_to_tree(versions: VersionSet, values: list[bytes]) -> tuple[list[Any], Any, list[bytes | int] | None]:
+    """Siblings, past and cloud; the values go to the end of `values`."""
+    past = versions.past
+    siblings = []
+    for s in versions.siblings:
+        value = s.value
+        values.append(value)
+        siblings.append(
+            (
+                s.actor,
+                s.counter,
+                s.stamp,
+                s.expires_ms,
+                s.checksum,
+                s.session,
+                s.sequence,
+                s.voids or None,
+                len(value),
+            )
+        )
+    flat = next(iter(past.items())) if len(past) == 1 else flat_past(past)
+    return siblings, flat, flat_cloud(versions.cloud) if versions.cloud else None
+
+
+def set_to_bytes(versions: VersionSet) -> tuple[bytes, bytes]:
+    """(meta, values) of one set, as segments hold it. Equal sets have equal metas: `[siblings, past, cloud|nil]`."""
+    siblings = versions.siblings
+    if len(siblings) == 1:
+        value = siblings[0].value
+        return pack(_set_to_tree(versions, [])), value
+    values: list[bytes] = []
+    return pack(_set_to_tree(versions, values)), b"".join(values)
+
+
+def set_from_bytes(meta: bytes, values: bytes) -> VersionSet:
+    """The set that `set_to_bytes` wrote. Raises: ProtocolError for other bytes, or lengths that do not add up."""
+    tree = unpack(meta)
+    if type(tree) is not list or len(tree) != 3:
+        raise ProtocolError("a set is siblings, past and cloud")
+    return _records([[_SOME_KEY, 0, 0, None, *tree]], values)[0].versions
 
 
 def decode_block(meta: bytes, values: bytes) -> RecordBlock:
@@ -174,6 +190,10 @@ def decode_block(meta: bytes, values: bytes) -> RecordBlock:
         raise ProtocolError("a block is an array of at most 16,384 records")
     if rows and type(rows[0]) is int:
         return RecordBlock(encoded=(meta, values), columns=_columns(rows, values))
+    return RecordBlock(_records(rows, values), (meta, values))
+
+
+def _records(rows: list[Any], values: bytes) -> list[Record]:
     records: list[Record] = []
     end = len(values)
     offset = 0
@@ -230,7 +250,7 @@ def decode_block(meta: bytes, values: bytes) -> RecordBlock:
         raise ProtocolError(f"not a record: {error}") from error
     if offset != end:
         raise ProtocolError(f"the records speak of {offset} bytes of values, {end} came")
-    return RecordBlock(records, (meta, values))
+    return records
 
 
 def _columns(tree: list[Any], values: bytes) -> Columns:
