@@ -11,7 +11,8 @@ either test is not an error: its payload is stored as it is. Source: storage ref
 from __future__ import annotations
 
 import struct
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
 from zkv.errors import CorruptData
 
@@ -39,8 +40,7 @@ _LEVELS: Final = {LZ4: 9, ZSTD: 1}
 
 def compress(payload: bytes, codec: int) -> tuple[int, bytes]:
     """(codec, stored bytes); RAW and the payload itself, without the zeros that fill it up, where compressing gains nothing."""
-    import blosc2
-
+    blosc2 = _blosc2()
     chunk: bytes = blosc2.compress2(
         payload,
         codec=blosc2.Codec.LZ4 if codec == LZ4 else blosc2.Codec.ZSTD,
@@ -73,15 +73,22 @@ def decompress(codec: int, stored: bytes, payload_bytes: int) -> bytes:
         raise CorruptData(f"a block of the unknown codec {codec}")
     if stored[:_CHUNK_HEADER_BYTES] != _header(codec, payload_bytes, len(stored)):
         raise CorruptData("a block whose compressed bytes do not begin as they must")
-    import blosc2
-
     try:
-        payload: bytes = blosc2.decompress(stored)
+        payload: bytes = _blosc2().decompress(stored)
     except (RuntimeError, ValueError) as error:
         raise CorruptData(f"a block that cannot be decompressed: {error}") from error
     if len(payload) != payload_bytes:
         raise CorruptData(f"a block of {payload_bytes} bytes that decompresses to {len(payload)}")
     return payload
+
+
+@cache
+def _blosc2() -> Any:
+    """Half a second and 40 MB, so not before the first block; without threads of its own, for they do not outlive a fork."""
+    import blosc2
+
+    blosc2.set_nthreads(1)
+    return blosc2
 
 
 def _header(codec: int, payload_bytes: int, chunk_bytes: int) -> bytes:

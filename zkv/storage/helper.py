@@ -1,0 +1,79 @@
+"""The helper process: `python -m zkv.storage.helper`, started by storage/helpers, never by hand.
+
+Owns: its main loop. Must not know: manifests, indexes, what becomes of the files it makes.
+
+Seals and merges here, because a busy thread of the store's own process would hold up its event loop. It keeps nothing between jobs. It ends when
+its standard input does, at once and in the middle of a job if need be: whoever asked is gone, and a successor may be writing under the same
+names. Interrupts meant for the store are not meant for it. Source: storage reference, 0.6 and 6.5.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from typing import Any, BinaryIO, Final
+
+from zkv.errors import ProtocolError, ZkvError
+from zkv.storage.files import FileSystem, RealFiles
+from zkv.storage.helper_wire import PipeEnded, error_to_tree, read_message, write_message
+from zkv.storage.merging import merge
+from zkv.storage.sealing import seal
+from zkv.storage.segment_jobs import MergeJob, SealJob
+
+_NICENESS: Final = 10
+
+
+def carry_out(files: FileSystem, request: dict[str, Any]) -> dict[str, Any]:
+    """The reply to a request; errors of the job are part of it."""
+    try:
+        kind, job = request["kind"], request["job"]
+        if kind == "seal":
+            summary = seal(files, SealJob.from_tree(job))
+            return {"result": None if summary is None else summary.to_tree()}
+        if kind == "merge":
+            return {"result": merge(files, MergeJob.from_tree(job)).to_tree()}
+        raise ProtocolError(f"a helper knows no job {kind!r}")
+    except Exception as error:  # the asker's to judge; this process holds nothing that could be in doubt
+        if not isinstance(error, ZkvError | OSError):
+            traceback.print_exc()  # a mistake of ours: its place is not in what crosses the pipe
+        return error_to_tree(error)
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        os.nice(_NICENESS)
+    except OSError as error:
+        print(f"zkv helper: runs at the store's own priority: {error}", file=sys.stderr)
+    # Whatever prints must not get in between the replies.
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, requests), daemon=True).start()
+    files = RealFiles()
+    while True:
+        reply = carry_out(files, requests.get())
+        write_message(lambda data: _write_all(replies, data), reply)
+
+
+def _listen(source: BinaryIO, requests: queue.SimpleQueue[dict[str, Any]]) -> None:
+    while True:
+        try:
+            requests.put(read_message(source.read))
+        except PipeEnded:
+            os._exit(0)
+
+
+def _write_all(target: Any, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[target.write(view) :]
+
+
+if __name__ == "__main__":
+    main()
