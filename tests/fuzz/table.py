@@ -129,7 +129,7 @@ def _segment_file(sets: Sets) -> Parts:
     writer = SegmentWriter(files, "/s", segment.SegmentHeader(LZ4, 64, _STORE, 1, 0), block_records_max=2)
     for seq, (key, versions) in enumerate(sets, 1):
         record = record_of(key, seq, versions)
-        writer.add(0, hash_of(key, 0), digest_of(record.meta), record)
+        writer.add(0, [hash_of(key, 0)], [digest_of(record.meta)], [record])
     writer.finish()
     return [read_whole(files, "/s")]
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from zkv.codec.columns import COLUMNS_FORM, COUNTER_MAX, RECORDS_MAX, columns_from_tree, columns_to_tree
 from zkv.codec.packed import pack, unpack
-from zkv.core.columns import Columns
+from zkv.core.columns import Columns, Held
 from zkv.core.messages import Record, RecordBlock
 from zkv.core.versions import Context, Sibling, VersionSet
 from zkv.errors import ProtocolError
@@ -162,14 +162,26 @@ def _set_to_tree(versions: VersionSet, values: list[bytes]) -> tuple[list[Any], 
     return siblings, flat, flat_cloud(versions.cloud) if versions.cloud else None
 
 
-def set_to_bytes(versions: VersionSet) -> tuple[bytes, bytes]:
-    """(meta, values) of one set, as segments hold it. Equal sets have equal metas: `[siblings, past, cloud|nil]`."""
-    siblings = versions.siblings
-    if len(siblings) == 1:
-        value = siblings[0].value
-        return pack(_set_to_tree(versions, [])), value
+def set_to_bytes(held: Held) -> tuple[bytes, bytes]:
+    """(meta, values) of one set, as segments hold it. Equal sets have equal metas, however they are held: `[siblings, past, cloud|nil]`."""
     values: list[bytes] = []
-    return pack(_set_to_tree(versions, values)), b"".join(values)
+    if type(held) is not tuple:
+        assert isinstance(held, VersionSet)
+        return pack(_set_to_tree(held, values)), b"".join(values)
+    columns, i = held
+    actor, counter, value = columns.actor, columns.counters[i], columns.values[i]
+    session, sequence, _ = columns.request(i)
+    expires_ms = columns.expires_ms[i] if columns.expires_ms else 0
+    sibling = (
+        *(actor, counter, columns.stamp, expires_ms, columns.checksums[i], session, sequence),
+        *(columns.voids.get(i) or None, len(value)),
+    )
+    past = columns.pasts.get(i)
+    if past is None:
+        flat: Any = (actor, counter)
+    else:
+        flat = next(iter(past.items())) if len(past) == 1 else flat_past(past)
+    return pack(((sibling,), flat, None)), value
 
 
 def set_from_bytes(meta: bytes, values: bytes) -> VersionSet:

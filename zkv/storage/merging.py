@@ -15,7 +15,7 @@ import heapq
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from zkv.codec.block import LZ4, ZSTD
 from zkv.codec.segment import SegmentHeader, SegmentRecord
@@ -24,6 +24,9 @@ from zkv.storage.files import FileSystem
 from zkv.storage.segment import Segment, SegmentSummary
 from zkv.storage.segment_jobs import MergeJob, MergeResult, SegmentSource
 from zkv.storage.segment_writer import SegmentWriter
+
+#: records that are handed on at a time
+_RUN: Final = 256
 
 
 class _Entry(NamedTuple):
@@ -148,6 +151,9 @@ class _Merge:
         return ZSTD if expected >= self._job.zstd_from_bytes else LZ4
 
     def _merge_partition(self, pid: int, writer: SegmentWriter) -> None:
+        hashes: list[int] = []
+        digests: list[int] = []
+        records: list[SegmentRecord] = []
         streams = [source.entries(pid) for source in self._inputs]
         last_key: bytes | None = None
         last_alive = False
@@ -169,8 +175,15 @@ class _Merge:
                 self._purged += 1
                 self._bytes_purged += record.raw_bytes
                 continue
-            writer.add(pid, entry.hashed, entry.digest, record)
+            hashes.append(entry.hashed)
+            digests.append(entry.digest)
+            records.append(record)
             self._origins.append(entry.number << 32 | entry.place)
+            if len(records) == _RUN:
+                writer.add(pid, hashes, digests, records)
+                hashes, digests, records = [], [], []
+        if records:
+            writer.add(pid, hashes, digests, records)
 
     def _may_purge(self, pid: int, entry: _Entry) -> bool:
         if self._reap.get(entry.key) != entry.digest:

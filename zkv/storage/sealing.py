@@ -9,7 +9,9 @@ Source: storage reference, 6.5 point 1.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Final, TypeVar
 
 from xxhash import xxh3_64_intdigest
 
@@ -19,7 +21,6 @@ from zkv.codec.records import block_from_log, set_to_bytes
 from zkv.codec.segment import EXPIRES, TOMBSTONE, SegmentHeader, SegmentRecord
 from zkv.core.columns import Held, versions_of
 from zkv.core.ring import position_of
-from zkv.core.versions import VersionSet
 from zkv.errors import CorruptData, ProtocolError
 from zkv.storage.files import FileSystem, read_whole
 from zkv.storage.segment import SegmentSummary
@@ -28,6 +29,10 @@ from zkv.storage.segment_writer import SegmentWriter
 
 #: the hash 0 stands for "nothing" in the index
 _HASH_OF_0: Final = 1
+#: records that are encoded and handed on at a time
+_RUN: Final = 256
+_T = TypeVar("_T")
+_first = itemgetter(0)
 
 
 def hash_of(key: bytes, seed: int) -> int:
@@ -40,8 +45,15 @@ def digest_of(meta: bytes) -> int:
     return xxh3_64_intdigest(meta)
 
 
-def record_of(key: bytes, seq: int, versions: VersionSet) -> SegmentRecord:
-    meta, values = set_to_bytes(versions)
+def record_of(key: bytes, seq: int, held: Held) -> SegmentRecord:
+    """What a segment holds of a set."""
+    meta, values = set_to_bytes(held)
+    if type(held) is tuple:
+        columns, i = held
+        if columns.expires_ms is None or not columns.expires_ms[i]:
+            return SegmentRecord(key, seq, meta, values)
+    versions = versions_of(held)
+    assert versions is not None
     expiries = [s.expires_ms for s in versions.siblings if s.expires_ms]
     flags = (0 if versions.siblings else TOMBSTONE) | (EXPIRES if expiries else 0)
     return SegmentRecord(key, seq, meta, values, flags, min(expiries, default=0))
@@ -63,16 +75,20 @@ def seal(files: FileSystem, job: SealJob) -> SegmentSummary | None:
     header = SegmentHeader(LZ4, shift, job.store_id, job.segment_id, job.hash_seed)
     writer = SegmentWriter(files, job.output, header, block_records_max=job.block_records_max)
     try:
-        for pid, key in order:
-            seq, held = state[key]
-            versions = versions_of(held)
-            assert versions is not None
-            record = record_of(key, seq, versions)
-            writer.add(pid, hashes[key], digest_of(record.meta), record)
+        for pid, keys in groupby(order, _first):
+            for run in _batched(keys, _RUN):
+                records = [record_of(key, *state[key]) for _, key in run]
+                digests = [digest_of(record.meta) for record in records]
+                writer.add(pid, [hashes[key] for _, key in run], digests, records)
         return writer.finish()
     except BaseException:
         writer.abandon()
         raise
+
+
+def _batched(items: Iterator[_T], n: int) -> Iterator[list[_T]]:
+    while batch := list(islice(items, n)):
+        yield batch
 
 
 def _take(state: dict[bytes, tuple[int, Held]], job: SealJob, source: LogSource, offset: int, batch: Batch) -> None:

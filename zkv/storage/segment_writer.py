@@ -10,6 +10,7 @@ been decompressed and compared, the whole file was read back with its checksums,
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Final
 from zlib import crc32
 
@@ -86,46 +87,47 @@ class SegmentWriter:
     def file_bytes(self) -> int:
         return self._written + self._out_bytes
 
-    def add(self, pid: int, hashed: int, digest: int, record: SegmentRecord) -> None:
-        """Raises: OSError, StorageError for what does not fit the format."""
+    def add(self, pid: int, hashes: Sequence[int], digests: Sequence[int], records: Sequence[SegmentRecord]) -> None:
+        """The next records, all of one partition; a partition may come in several calls. Raises: OSError, StorageError for
+        what does not fit the format."""
         if pid != self._pid:
             assert pid > self._pid, f"partition {pid} after {self._pid}"
             self._end_partition()
             self._pid = pid
-        else:
-            assert record.key > self._last_key, f"key {record.key!r} after {self._last_key!r}"
-        encoded = encode_record(record)
-        if (
-            len(self._block) == self._block_records_max
-            or room_of(self._block_bytes + len(encoded), len(self._block) + 1) > BLOCK_BYTES
-        ):
-            self._end_block()
-        if not self._block:
-            self._begin_block(record.key, len(encoded))
-        index = self._index
-        raw_bytes = record.raw_bytes
-        index.hashes.append(hashed)
-        index.seqs.append(record.seq)
-        index.digests.append(digest)
-        index.places.append((len(self._first_keys) - 1) << SLOT_BITS | len(self._block))
-        index.sizes.append(raw_bytes)
-        index.flags.append(record.flags)
-        self._block.append(encoded)
-        self._block_bytes += len(encoded)
-        self._last_key = record.key
-        self.raw_bytes += raw_bytes
-        self._pid_bytes += raw_bytes
-        self._note(record)
+        last_key, block_records_max = self._last_key, self._block_records_max
+        places: list[int] = []
+        sizes: list[int] = []
+        for record in records:
+            key, _, meta, values, _, _ = record
+            assert key > last_key, f"key {key!r} after {last_key!r}"
+            last_key = key
+            encoded = encode_record(record)
+            count = len(self._block)
+            if count == block_records_max or room_of(self._block_bytes + len(encoded), count + 1) > BLOCK_BYTES:
+                self._end_block()
+                count = 0
+            if not count:
+                self._begin_block(key, len(encoded))
+            self._block.append(encoded)
+            self._block_bytes += len(encoded)
+            places.append((len(self._first_keys) - 1) << SLOT_BITS | count)
+            sizes.append(len(key) + len(meta) + len(values))
+        self._last_key = last_key
+        seqs = [record.seq for record in records]
+        flags = [record.flags for record in records]
+        for column, new in zip(self._index, (hashes, seqs, digests, places, sizes, flags), strict=True):
+            column.extend(new)
+        self._pid_bytes += sum(sizes)
+        self.records += len(records)
+        self._seqs = (min(self._seqs[0], *seqs), max(self._seqs[1], *seqs))
+        if any(flags):
+            self._note(records)
 
-    def _note(self, record: SegmentRecord) -> None:
-        self.records += 1
-        low, high = self._seqs
-        self._seqs = (min(low, record.seq), max(high, record.seq))
-        if record.flags & TOMBSTONE:
-            self._tombstones += 1
-        if record.flags & EXPIRES:
-            low, high = self._expiries
-            self._expiries = (min(low, record.expires_ms), max(high, record.expires_ms))
+    def _note(self, records: Sequence[SegmentRecord]) -> None:
+        self._tombstones += sum(record.flags & TOMBSTONE for record in records)
+        expiries = [record.expires_ms for record in records if record.flags & EXPIRES]
+        if expiries:
+            self._expiries = (min(self._expiries[0], *expiries), max(self._expiries[1], *expiries))
 
     def _begin_block(self, key: bytes, record_bytes: int) -> None:
         if room_of(record_bytes, 1) > PAYLOAD_BYTES_MAX:
@@ -157,6 +159,8 @@ class SegmentWriter:
         first_block = len(self._first_keys) - self._pid_blocks
         self._runs.append(Run(self._pid, first_block, self._pid_blocks, self.records - n, n, crc, self._pid_bytes))
         self._indexes.append(data)
+        self.raw_bytes += self._pid_bytes
+        self._last_key = b""
         self._index = new_index()
         self._pid_blocks = self._pid_bytes = 0
 

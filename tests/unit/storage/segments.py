@@ -82,7 +82,7 @@ def write_segment(
     writer = SegmentWriter(files, path, header, block_records_max=block_records_max)
     for stored, seq, versions in sorted(sets, key=lambda item: (pid_of(item[0], shift), item[0])):
         record = record_of(stored, seq, versions)
-        writer.add(pid_of(stored, shift), hash_of(stored, SEED), digest_of(record.meta), record)
+        writer.add(pid_of(stored, shift), [hash_of(stored, SEED)], [digest_of(record.meta)], [record])
     return writer.finish()
 
 

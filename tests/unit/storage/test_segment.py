@@ -35,10 +35,11 @@ from tests.unit.storage.segments import (
 from zkv.codec.block import BLOCK_BYTES, LZ4, RAW, ZSTD
 from zkv.codec.records import set_from_bytes, set_to_bytes
 from zkv.codec.segment import EXPIRES, TOMBSTONE, scan_frames, seed_of
+from zkv.core.columns import Columns
 from zkv.core.versions import VersionSet
 from zkv.errors import CorruptData, ProtocolError
 from zkv.storage.files import read_whole
-from zkv.storage.sealing import digest_of, hash_of
+from zkv.storage.sealing import digest_of, hash_of, record_of
 from zkv.storage.segment import Segment, SegmentSummary, record_at
 
 Sets = dict[bytes, tuple[int, VersionSet]]
@@ -94,6 +95,14 @@ def test_what_was_written_is_read_back(
 ) -> None:
     numbered = {k: (3 * i + 1, versions) for i, (k, versions) in enumerate(sets.items())}
     check(numbered, shift=shift, block_records_max=block_records_max, codec=codec)
+
+
+@given(objects.columns())
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+def test_a_set_that_is_held_in_columns_has_the_bytes_of_the_set(columns: Columns) -> None:
+    for held in columns.places():
+        assert set_to_bytes(held) == set_to_bytes(columns.versions(held[1]))
+        assert record_of(b"key", 1, held) == record_of(b"key", 1, columns.versions(held[1]))
 
 
 @given(objects.version_sets())
