@@ -46,10 +46,7 @@ def carry_out(files: FileSystem, request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    try:
-        os.nice(_NICENESS)
-    except OSError as error:
-        print(f"zkv helper: runs at the store's own priority: {error}", file=sys.stderr)
+    step_back()
     # Whatever prints must not get in between the replies.
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -58,15 +55,30 @@ def main() -> None:
     files = RealFiles()
     while True:
         reply = carry_out(files, requests.get())
-        write_message(lambda data: _write_all(replies, data), reply)
+        try:
+            write_message(lambda data: _write_all(replies, data), reply)
+        except BrokenPipeError:
+            os._exit(0)  # nobody waits for it any more
+
+
+def step_back() -> None:
+    """Everything else on this machine goes first. A sandbox may forbid even that; the work is done all the same."""
+    try:
+        os.nice(_NICENESS)
+    except OSError as error:
+        print(f"zkv helper: runs at the store's own priority: {error}", file=sys.stderr)
 
 
 def _listen(source: BinaryIO, requests: queue.SimpleQueue[dict[str, Any]]) -> None:
+    """Ends the process when the store does, or when it says what no store says: a helper that hears nothing must not seem to work."""
     while True:
         try:
             requests.put(read_message(source.read))
         except PipeEnded:
             os._exit(0)
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)
 
 
 def _write_all(target: Any, data: bytes) -> None:

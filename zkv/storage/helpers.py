@@ -26,8 +26,8 @@ from zkv.storage.worker import Job, ThreadWorker
 
 ATTEMPTS_MAX: Final = 3
 COMMAND: Final = (sys.executable, "-m", "zkv.storage.helper")
-#: between the end of its input and its own end a helper does nothing
-_EXIT_SECONDS: Final = 10.0
+#: a helper that lives on so long after the end of its input is killed; it should do nothing in between
+EXIT_SECONDS: Final = 10.0
 
 
 class HelperJob(Job):
@@ -90,10 +90,13 @@ class MergeTask(HelperJob):
 class HelperProcess:
     """A `Worker` (storage/worker) whose jobs run in a child process, started at the first one. Takes HelperJobs alone."""
 
-    __slots__ = ("_cancelled", "_command", "_lock", "_process", "_worker", "starts")
+    __slots__ = ("_cancelled", "_command", "_exit_seconds", "_lock", "_process", "_worker", "starts")
 
-    def __init__(self, on_wake: Callable[[], None], command: Sequence[str] = COMMAND) -> None:
+    def __init__(
+        self, on_wake: Callable[[], None], command: Sequence[str] = COMMAND, exit_seconds: float = EXIT_SECONDS
+    ) -> None:
         self._command = command
+        self._exit_seconds = exit_seconds
         self._process: subprocess.Popen[bytes] | None = None
         #: held while the process is started or killed
         self._lock = threading.Lock()
@@ -185,7 +188,7 @@ class HelperProcess:
         except BrokenPipeError:
             pass  # what was still to be written is for nobody
         try:
-            status = process.wait(_EXIT_SECONDS)
+            status = process.wait(self._exit_seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             status = process.wait()

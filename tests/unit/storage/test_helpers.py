@@ -18,7 +18,7 @@ from tests.unit.storage.segments import columns, contents, key, seal_job, write_
 from tests.unit.storage.test_merging import job_of
 from zkv.errors import CorruptData, DiskFull, ProtocolError, StorageError, StorageFailed
 from zkv.storage.files import RealFiles
-from zkv.storage.helper import carry_out
+from zkv.storage.helper import carry_out, step_back
 from zkv.storage.helper_wire import PipeEnded, error_of_tree, error_to_tree, read_message, write_message
 from zkv.storage.helpers import ATTEMPTS_MAX, COMMAND, HelperJob, HelperProcess, MergeTask, SealTask
 from zkv.storage.segment import Segment
@@ -34,6 +34,35 @@ class Rig:
     def __init__(self, command: Any = COMMAND) -> None:
         self.woken = threading.Event()
         self.helper = HelperProcess(self.woken.set, command)
+
+
+_HANGING = """
+import os, sys, threading
+from zkv.storage import helper
+
+def seal(files, job, seal=helper.seal):
+    if os.path.exists(sys.argv[1]):
+        open(sys.argv[1], "wb")
+        threading.Event().wait()
+    return seal(files, job)
+
+helper.seal = seal
+helper.main()
+"""
+
+
+class Gate:
+    """A helper that hangs in its first job, for as long as the gate is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "gate"
+        os.mkfifo(self._path)
+        self.command = (sys.executable, "-c", _HANGING, str(self._path))
+
+    def wait_and_remove(self) -> None:
+        """Returns when the helper is in its job."""
+        os.close(os.open(self._path, os.O_RDONLY))
+        self._path.unlink()
 
 
 @pytest.fixture
@@ -115,25 +144,20 @@ def test_an_error_of_a_job_comes_back_as_it_is_and_the_helper_lives(tmp_path: Pa
     assert rig.helper.starts == 1
 
 
-def test_a_helper_that_is_killed_in_a_job_is_started_again_and_the_job_done(tmp_path: Path, rig: Rig) -> None:
-    """It hangs in the job, reading a log that is a pipe; the second time the log is what it should be."""
+def test_a_helper_that_is_killed_in_a_job_is_started_again_and_the_job_done(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    helper = Rig(gate.command).helper
     task = seal_task(tmp_path)
-    log = tmp_path / "log"
-    whole = log.read_bytes()
-    log.unlink()
-    os.mkfifo(log)
-    rig.helper.submit(task)
-    writer = os.open(log, os.O_WRONLY)  # returns when the helper has opened it, so it is in the job now
-    first = rig.helper.pid
-    assert first is not None and rig.helper.busy_since_ns > 0
-    log.unlink()
-    log.write_bytes(whole)
+    helper.submit(task)
+    gate.wait_and_remove()
+    first = helper.pid
+    assert first is not None and helper.busy_since_ns > 0
     os.kill(first, signal.SIGKILL)
-    rig.helper.wait(task)
-    os.close(writer)
+    helper.wait(task)
     assert task.error is None and task.summary is not None
-    assert rig.helper.starts == 2 and rig.helper.pid != first
+    assert helper.starts == 2 and helper.pid != first
     assert first not in children(), "a zombie"
+    helper.stop()
 
 
 def test_a_helper_that_dies_between_jobs_is_started_again(tmp_path: Path, rig: Rig) -> None:
@@ -197,36 +221,90 @@ def test_stop_without_a_job_starts_nothing() -> None:
 
 
 def test_cancel_ends_the_job_that_runs_and_those_that_wait(tmp_path: Path) -> None:
-    rig = Rig()
+    gate = Gate(tmp_path)
+    helper = Rig(gate.command).helper
     task, other = seal_task(tmp_path), seal_task(tmp_path, "other")
-    (tmp_path / "log").unlink()
-    os.mkfifo(tmp_path / "log")
-    rig.helper.submit(task)
-    rig.helper.submit(other)
-    writer = os.open(tmp_path / "log", os.O_WRONLY)
-    rig.helper.cancel()
-    rig.helper.stop()
-    os.close(writer)
+    helper.submit(task)
+    helper.submit(other)
+    gate.wait_and_remove()
+    helper.cancel()
+    helper.stop()
     assert [str(each.error) for each in (task, other)] == ["the job was cancelled"] * 2
-    assert rig.helper.starts == 1
+    assert helper.starts == 1
 
 
 def test_a_helper_ends_with_its_store_even_in_a_job(tmp_path: Path) -> None:
-    task = seal_task(tmp_path)
-    (tmp_path / "log").unlink()
-    os.mkfifo(tmp_path / "log")
-    child = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    gate = Gate(tmp_path)
+    child = subprocess.Popen(gate.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None and child.stdout is not None
-    write_message(child.stdin.write, task.request())
+    write_message(child.stdin.write, seal_task(tmp_path).request())
     child.stdin.flush()
-    writer = os.open(tmp_path / "log", os.O_WRONLY)
+    gate.wait_and_remove()
     os.kill(child.pid, signal.SIGINT)
     os.kill(child.pid, signal.SIGTERM)
     assert child.poll() is None, "interrupts of the store's terminal or service are not for its helper"
     child.stdin.close()
     assert child.wait(60) == 0
     child.stdout.close()
-    os.close(writer)
+
+
+def started(folder: Path) -> tuple[subprocess.Popen[bytes], SealTask]:
+    child = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return child, seal_task(folder)
+
+
+def test_a_helper_whose_reply_nobody_reads_ends(tmp_path: Path) -> None:
+    child, task = started(tmp_path)
+    assert child.stdin is not None and child.stdout is not None and child.stderr is not None
+    child.stdout.close()
+    write_message(child.stdin.write, task.request())
+    child.stdin.flush()
+    assert child.wait(60) == 0 and child.stderr.read() == b""
+    child.stdin.close()
+    child.stderr.close()
+
+
+def test_a_helper_that_hears_rubbish_ends_and_says_so(tmp_path: Path) -> None:
+    child, _ = started(tmp_path)
+    _, said = child.communicate(b"\1\0\0\0\xff", timeout=60)
+    assert child.returncode == 1 and b"ProtocolError" in said
+
+
+def test_a_helper_that_may_not_step_back_says_so_and_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(increment: int) -> int:
+        raise PermissionError(errno.EPERM, "not allowed here")
+
+    monkeypatch.setattr(os, "nice", refuse)
+    step_back()
+    assert "not allowed here" in capsys.readouterr().err
+
+
+def test_a_helper_that_does_not_end_is_killed(tmp_path: Path) -> None:
+    """One that answers and then does not listen."""
+    code = (
+        "import sys, time; from zkv.storage.helper_wire import *;"
+        " read_message(sys.stdin.buffer.read);"
+        " write_message(sys.stdout.buffer.write, {'result': None}); sys.stdout.flush(); time.sleep(1000)"
+    )
+    helper = HelperProcess(lambda: None, (sys.executable, "-c", code), exit_seconds=0.05)
+    task = seal_task(tmp_path)
+    helper.submit(task)
+    helper.wait(task)
+    assert task.error is None and task.summary is None
+    child = helper.pid
+    helper.stop()
+    assert child not in children()
+
+
+def test_a_request_that_a_dying_helper_never_reads_is_no_hang(tmp_path: Path) -> None:
+    helper = HelperProcess(lambda: None, (sys.executable, "-c", "pass"))
+    task = seal_task(tmp_path, missing=tuple((n, n) for n in range(20_000)))
+    helper.submit(task)
+    helper.wait(task)
+    assert isinstance(task.error, StorageError) and "BrokenPipeError" in str(task.error)
+    helper.stop()
 
 
 def test_tasks_run_inline_as_well(tmp_path: Path) -> None:
