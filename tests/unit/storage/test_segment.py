@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from tests.unit.storage.segments import (
     OTHER,
     PATH,
     SEED,
+    SHIFT,
     contents,
     damaged,
     disk,
@@ -34,10 +36,11 @@ from tests.unit.storage.segments import (
 )
 from zkv.codec.block import BLOCK_BYTES, LZ4, RAW, ZSTD
 from zkv.codec.records import set_from_bytes, set_to_bytes
-from zkv.codec.segment import EXPIRES, TOMBSTONE, scan_frames, seed_of
+from zkv.codec.segment import EXPIRES, TOMBSTONE, SegmentHeader, scan_frames, seed_of
 from zkv.core.columns import Columns
 from zkv.core.versions import VersionSet
-from zkv.errors import CorruptData, ProtocolError
+from zkv.errors import CorruptData, ProtocolError, StorageError, VersionMismatch
+from zkv.storage import segment_writer
 from zkv.storage.files import read_whole
 from zkv.storage.sealing import digest_of, hash_of, record_of
 from zkv.storage.segment import Segment, SegmentSummary, record_at
@@ -260,6 +263,39 @@ def test_frames_are_found_without_directory() -> None:
     found = [frame.block_no for _, frame, _ in scan_frames(bytes(data), seed_of(bytes(range(16)), 1))]
     assert found == [n for n in range(segment.n_blocks) if n != 3]
     assert list(scan_frames(bytes(data), seed_of(bytes(range(16)), 2))) == []
+
+
+def test_a_header_of_another_version_is_told_from_damage() -> None:
+    files = disk()
+    summary = write_segment(files, [(key(1), 1, one(b"a"))])
+    data = bytearray(read_whole(files, PATH))
+    data[4] = 2
+    data[60:64] = crc32(data[:60]).to_bytes(4, "little")
+    put(files, PATH, bytes(data))
+    with pytest.raises(VersionMismatch, match=f"{PATH}, offset 0: segment version 2"):
+        Segment.open(files, PATH, summary)
+
+
+def test_what_does_not_fit_the_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = disk()
+    sets = [(key(n), n + 1, one(b"v" * 20_000)) for n in range(3)]
+    monkeypatch.setattr(segment_writer, "PAYLOAD_BYTES_MAX", 20_000)
+    with pytest.raises(StorageError, match="larger than any block"):
+        write_segment(files, sets)
+    monkeypatch.undo()
+    monkeypatch.setattr(segment_writer, "BLOCKS_MAX", 2)
+    with pytest.raises(StorageError, match="more than 2 blocks"):
+        write_segment(files, sets)
+
+
+@pytest.mark.parametrize("wrong", ["order", "twice", "partition"])
+def test_records_out_of_order_are_a_mistake(wrong: str) -> None:
+    writer = segment_writer.SegmentWriter(disk(), PATH, SegmentHeader(LZ4, SHIFT, bytes(16), 1, SEED))
+    first, second = {"order": (2, 1), "twice": (1, 1), "partition": (1, 2)}[wrong]
+    writer.add(1, [1], [1], [record_of(key(first), 1, one(b"a"))])
+    with pytest.raises(AssertionError):
+        writer.add(0 if wrong == "partition" else 1, [1], [1], [record_of(key(second), 2, one(b"a"))])
+    writer.abandon()
 
 
 @pytest.mark.parametrize(
