@@ -14,6 +14,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -269,14 +270,9 @@ def room_of(record_bytes: int, count: int) -> int:
 
 def encode_payload(encoded: Sequence[bytes]) -> bytes:
     """Encoded records as one payload: `BLOCK_BYTES` of it, or more for one large record."""
-    starts = array("H")
-    at = 2 + 2 * len(encoded)
-    for record in encoded:
-        starts.append(at)
-        at += len(record)
-    if _BIG_ENDIAN:
-        starts.byteswap()
-    return b"".join((_COUNT.pack(len(encoded)), starts.tobytes(), *encoded)).ljust(BLOCK_BYTES, b"\0")
+    n = len(encoded)
+    starts = list(accumulate(map(len, encoded), initial=room_of(0, n)))[:n]
+    return b"".join((struct.pack(f"<{n + 1}H", n, *starts), *encoded)).ljust(BLOCK_BYTES, b"\0")
 
 
 def record_at(payload: bytes, slot: int) -> SegmentRecord:

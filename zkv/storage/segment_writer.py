@@ -239,8 +239,7 @@ class SegmentWriter:
             for pid in segment.partitions():
                 index = segment.key_index(pid)
                 indexed += len(index.seqs) if index is not None else 0
-            if not records == indexed == self.records:
-                raise CorruptData(f"{self.records} records went in, blocks have {records}, the key index {indexed}")
+            assert records == indexed == self.records, f"{self.records} records, {records} in blocks, {indexed} indexed"
         except CorruptData as error:
             raise StorageError(f"{self._path} does not read back as it was written: {error}") from error
         finally:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from zlib import crc32
 
 from tests.unit.storage.faulty import FaultyFiles
 from zkv.codec.block import LZ4
 from zkv.codec.log import FileHeader, chain_seed, encode_batch_header, encode_file_header
 from zkv.codec.records import block_to_log, set_from_bytes
-from zkv.codec.segment import SegmentHeader, SegmentRecord
+from zkv.codec.segment import (
+    FOOTER_BYTES,
+    SegmentHeader,
+    SegmentRecord,
+    decode_footer,
+    encode_directory,
+    encode_footer,
+    encode_index,
+    seed_of,
+)
 from zkv.core.columns import Columns
 from zkv.core.messages import Record, RecordBlock
 from zkv.core.versions import Sibling, VersionSet
@@ -17,7 +28,7 @@ from zkv.ids import Actor, checksum_of, stored_key
 from zkv.storage.files import FileSystem, read_whole, write_whole
 from zkv.storage.sealing import digest_of, hash_of, record_of
 from zkv.storage.segment import Segment, SegmentSummary, record_at
-from zkv.storage.segment_jobs import LogSource, SealJob
+from zkv.storage.segment_jobs import LogSource, SealJob, SegmentSource
 from zkv.storage.segment_writer import SegmentWriter
 from zkv.testing.sim.disk import SimFiles
 
@@ -106,6 +117,41 @@ def contents(segment: Segment) -> dict[bytes, tuple[int, bytes, list[bytes]]]:
     return found
 
 
+class Told:
+    """What key index and directory of a segment say; to be changed and written again, with right checksums."""
+
+    def __init__(self, files: FileSystem, source: SegmentSource) -> None:
+        self._files = files
+        segment = Segment.open(files, *source)
+        directory = segment.directory
+        self.runs = list(directory.runs.values())
+        self.offsets = directory.offsets
+        self.first_keys = [directory.first_key(block_no) for block_no in range(segment.n_blocks)]
+        self.indexes = [segment.key_index(run.pid) for run in self.runs]
+        self.footer: dict[str, int] = {}
+        data = read_whole(files, source.path)
+        self._frames = data[: directory.offsets[-1]]
+        self._seed = seed_of(STORE_ID, segment.header.segment_id)
+        self._written = decode_footer(data[-FOOTER_BYTES:], self._seed)[0]
+        self._summary = source.summary
+
+    def write(self, path: str) -> SegmentSource:
+        data = self._frames
+        indexes = [encode_index(index) for index in self.indexes if index is not None]
+        runs = [run._replace(index_crc=crc32(index, self._seed)) for run, index in zip(self.runs, indexes, strict=True)]
+        directory = encode_directory(runs, self.offsets, self.first_keys)
+        at = len(data) + sum(map(len, indexes))
+        footer = self._written._replace(
+            directory_crc=crc32(directory, self._seed),
+            directory_offset=at,
+            file_bytes=at + len(directory) + FOOTER_BYTES,
+            **self.footer,
+        )
+        end, crc = encode_footer(footer, self._seed)
+        put(self._files, path, data + b"".join(indexes) + directory + end)
+        return SegmentSource(path, replace(self._summary, file_bytes=footer.file_bytes, footer_crc=crc))
+
+
 # --- logs --------------------------------------------------------------------------------------------------------------------
 
 
@@ -146,8 +192,8 @@ def write_log(
 
 def seal_job(*sources: LogSource, output: str = PATH, **fields: object) -> SealJob:
     first_seq, last_seq = sources[0].first_seq, sources[-1].limit_seq - 1
-    given = {"first_seq": first_seq, "last_seq": last_seq, **fields}
-    return SealJob(output, STORE_ID, 1, SEED, SHIFT, sources, **given)  # type: ignore[arg-type]
+    given = {"shift": SHIFT, "first_seq": first_seq, "last_seq": last_seq, **fields}
+    return SealJob(output, STORE_ID, 1, SEED, sources=sources, **given)  # type: ignore[arg-type]
 
 
 def put(files: FileSystem, path: str, data: bytes) -> None:

@@ -166,6 +166,7 @@ def test_a_helper_that_dies_between_jobs_is_started_again(tmp_path: Path, rig: R
     rig.helper.wait(task)
     assert rig.helper.pid is not None
     os.kill(rig.helper.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, rig.helper.pid, os.WEXITED | os.WNOWAIT)
     again = seal_task(tmp_path)
     rig.helper.submit(again)
     rig.helper.wait(again)

@@ -201,6 +201,16 @@ def test_any_merge_holds_what_a_dict_would(drawn: list[list[tuple[int, bytes, bo
     check_sums(job, result)
 
 
+def test_many_records_of_one_partition_are_merged() -> None:
+    files = disk()
+    sources = write(
+        files, [(n, n + 1, one(b"a")) for n in range(3_000)], [(n, n + 5_000, one(b"b")) for n in range(500)]
+    )
+    result, found = merged(files, job_of(sources))
+    assert found == {n: (n + 5_000, [b"b"]) if n < 500 else (n + 1, [b"a"]) for n in range(3_000)}
+    assert result.superseded == 500
+
+
 def test_large_outputs_are_packed_more_tightly() -> None:
     files = disk()
     sources = write(files, [(n, n + 1, one(b"all work and no play " * 40)) for n in range(100)])

@@ -92,6 +92,18 @@ def test_rows_and_columns_with_overwritten_keys_are_sealed() -> None:
     assert sealed(seal_job(write_log(files, blocks())), files) == EXPECTED
 
 
+def test_a_run_that_begins_behind_the_range_is_not_looked_at() -> None:
+    files = disk()
+    first = write_log(files, blocks()[:1], "/log1")
+    second = write_log(files, blocks()[1:], "/log2", first_seq=3)
+    job = seal_job(first, second, last_seq=4, missing=((2, 2),))
+    assert sealed(job, files)[key(1)] == (4, [b"newer"])
+    place = read_whole(files, "/log2").index(b"three")
+    damaged(files, "/log2", place, 1, "/log2")
+    job = seal_job(first, second, last_seq=4, missing=((3, 4),))
+    assert sealed(job, files) == {key(1): (1, [b"old"]), key(2): (2, [b"two"])}
+
+
 def test_only_the_range_is_sealed() -> None:
     files = disk()
     source = write_log(files, blocks())
@@ -108,6 +120,14 @@ def test_a_range_without_a_state_is_no_segment() -> None:
     source = write_log(files, blocks())
     assert seal(files, seal_job(source, first_seq=7, last_seq=7)) is None
     assert PATH not in files.snapshot()
+
+
+def test_many_records_of_one_partition_are_sealed() -> None:
+    files = disk()
+    keys = [key(n) for n in range(700)]
+    source = write_log(files, [columns(keys, [b"%d" % n for n in range(700)])])
+    found = sealed(seal_job(source, shift=64), files)
+    assert found == {k: (n + 1, [b"%d" % n]) for n, k in enumerate(keys)}
 
 
 @given(st.lists(objects.blocks, min_size=1, max_size=4), st.data())
@@ -268,13 +288,14 @@ def test_a_short_write_is_finished(tmp_path: Path) -> None:
     assert sealed(job, files) == EXPECTED
 
 
-def test_what_the_disk_did_not_keep_is_noticed_before_it_is_published(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_what_the_disk_did_not_keep_is_noticed_before_it_is_published(tmp_path: Path, share: float) -> None:
     """A write that went astray: every checksum of the file is looked at again after the sync."""
 
     class Forgetful(FaultyFiles):
         def fsync(self, fd: int) -> None:
             super().fsync(fd)
-            self.writev(fd, [b"\0\0\0\0"], self.size(fd) // 2)
+            self.writev(fd, [b"\xff\xff"], int(self.size(fd) * share))
 
     files = Forgetful()
     job = seal_job(write_log(files, blocks(), str(tmp_path / "log")), output=str(tmp_path / "out"))

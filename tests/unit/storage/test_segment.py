@@ -34,9 +34,23 @@ from tests.unit.storage.segments import (
     tombstone,
     write_segment,
 )
+from zkv.codec import segment as codec
 from zkv.codec.block import BLOCK_BYTES, LZ4, RAW, ZSTD
 from zkv.codec.records import set_from_bytes, set_to_bytes
-from zkv.codec.segment import EXPIRES, TOMBSTONE, SegmentHeader, scan_frames, seed_of
+from zkv.codec.segment import (
+    EXPIRES,
+    TOMBSTONE,
+    SegmentHeader,
+    chunk_of,
+    decode_frame,
+    decode_index,
+    encode_frame,
+    encode_index,
+    encode_payload,
+    encode_record,
+    scan_frames,
+    seed_of,
+)
 from zkv.core.columns import Columns
 from zkv.core.versions import VersionSet
 from zkv.errors import CorruptData, ProtocolError, StorageError, VersionMismatch
@@ -286,6 +300,56 @@ def test_what_does_not_fit_the_format_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(segment_writer, "BLOCKS_MAX", 2)
     with pytest.raises(StorageError, match="more than 2 blocks"):
         write_segment(files, sets)
+
+
+def test_records_that_are_none_are_corrupt() -> None:
+    good = encode_payload([encode_record(record_of(key(1), 1, one(b"a", expires_ms=5)))])
+    assert record_at(good, 0).expires_ms == 5
+    begin = int.from_bytes(good[2:4], "little")
+    flags_at, value_bytes_at = begin + 10, begin + 15
+    changes = {
+        "unknown flags": good[:flags_at] + b"\x04" + good[flags_at + 1 :],
+        "ends within a record": good[:value_bytes_at] + b"\xff\xff\0\0" + good[value_bytes_at + 4 :],
+        "ends within a record: ": good[:2] + b"\xff\xff" + good[4:],
+    }
+    for what, payload in changes.items():
+        with pytest.raises(CorruptData, match=what):
+            record_at(payload, 0)
+
+
+def test_columns_are_little_endian_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as that can be shown on one: what a machine of the other kind does to its own order comes back through itself."""
+    files = disk()
+    sets = [(key(n), n + 1, one(b"v")) for n in range(9)]
+    segment = Segment.open(files, PATH, write_segment(files, sets, shift=64))
+    index = segment.key_index(0)
+    assert index is not None
+    data = encode_index(index)
+    assert data[:8] == index.hashes[0].to_bytes(8, "little")
+    monkeypatch.setattr(codec, "_BIG_ENDIAN", sys.byteorder == "little")
+    swapped = encode_index(index)
+    assert swapped[:8] == index.hashes[0].to_bytes(8, "big")
+    run = segment.directory.runs[0]
+    assert decode_index(swapped, run._replace(index_crc=crc32(swapped, 7)), 7) == index
+    assert Segment.open(files, PATH, write_segment(files, sets, shift=64)).key_index(0) == index
+
+
+def test_a_frame_that_contradicts_itself_is_none() -> None:
+    chunk = b"x" * 100
+    for payload_bytes, count in (
+        (BLOCK_BYTES - 1, 1),
+        (BLOCK_BYTES, 0),
+        (BLOCK_BYTES, 4097),
+        (BLOCK_BYTES + 1, 2),
+        (2**31, 1),
+    ):
+        frame = encode_frame(chunk, payload_bytes, 0, 0, count, LZ4, 7)
+        assert decode_frame(frame + chunk, 0, 7) is None
+    frame = encode_frame(chunk, BLOCK_BYTES, 0, 3, 1, LZ4, 7)
+    assert chunk_of(frame + chunk, 7, 0, 3)[1] == chunk
+    for block_no, pid in ((1, 3), (0, 4)):
+        with pytest.raises(CorruptData, match=f"no frame of block {block_no}"):
+            chunk_of(frame + chunk, 7, block_no, pid)
 
 
 @pytest.mark.parametrize("wrong", ["order", "twice", "partition"])

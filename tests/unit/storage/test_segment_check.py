@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.unit.storage.segments import (
     SEED,
     SHIFT,
     STORE_ID,
+    Told,
     contents,
     damaged,
     disk,
@@ -29,12 +31,14 @@ from tests.unit.storage.segments import (
 from zkv.codec.block import LZ4
 from zkv.codec.segment import FRAME_BYTES, SegmentHeader, SegmentRecord
 from zkv.core.versions import VersionSet
+from zkv.errors import CorruptData
 from zkv.storage.files import read_whole
+from zkv.storage.merging import merge
 from zkv.storage.salvaging import PIDS_MAX, Salvage, SalvageJob, salvage
 from zkv.storage.sealing import digest_of, hash_of, record_of
 from zkv.storage.segment import Segment, SegmentSummary
 from zkv.storage.segment_check import Damage, SegmentCheck, check_segment
-from zkv.storage.segment_jobs import SegmentSource
+from zkv.storage.segment_jobs import MergeJob, SegmentSource
 from zkv.storage.segment_writer import SegmentWriter
 from zkv.testing.sim.disk import SimFiles
 
@@ -148,6 +152,98 @@ def damage_of(**wrong: Any) -> Damage:
 )
 def test_what_contradicts_itself_under_right_checksums_is_damage(wrong: dict[str, Any], what: str) -> None:
     assert what in damage_of(**wrong).what
+
+
+def test_a_record_out_of_order_is_damage() -> None:
+    files = disk()
+    writer = SegmentWriter(files, PATH, SegmentHeader(LZ4, SHIFT, STORE_ID, 1, SEED))
+    for stored in sorted([key(n) for n in range(20) if pid_of(key(n)) == 0], reverse=True):
+        record = record_of(stored, 7, one(b"a"))
+        writer.add(0, [hash_of(stored, SEED)], [digest_of(record.meta)], [record])
+        writer._last_key = b""
+    found = check_segment(files, SegmentSource(PATH, writer.finish()))
+    assert found and all("record 7 is out of order" in damage.what for damage in found)
+
+
+# --- an index or directory that lies under right checksums --------------------------------------------------------------------------
+
+
+def refused(source: SegmentSource, files: SimFiles, what: str) -> None:
+    """By a check, by a merge, and by whoever scans it."""
+    found = check_segment(files, source)
+    assert any(what in damage.what for damage in found), found
+    job = MergeJob("/out", STORE_ID, 9, SEED, SHIFT, (source,), (None,))
+    with pytest.raises(CorruptData, match=source.path):
+        merge(files, job)
+
+
+def test_what_was_written_again_unchanged_is_good() -> None:
+    files = disk()
+    source = written(files)
+    assert Told(files, source).write("/told") == source._replace(path="/told")
+    assert check_segment(files, source._replace(path="/told")) == []
+
+
+def test_a_run_of_another_partition_is_damage() -> None:
+    files = disk()
+    told = Told(files, written(files))
+    told.runs[-1] = told.runs[-1]._replace(pid=told.runs[-1].pid + 4)
+    refused(told.write("/told"), files, "is of partition")
+
+
+def test_a_key_index_that_points_elsewhere_is_damage() -> None:
+    files = disk()
+    told = Told(files, written(files))
+    index = told.indexes[0]
+    assert index is not None
+    index.places[0] ^= 1
+    refused(told.write("/told"), files, "the key index differ at record 0")
+
+
+def test_a_key_index_with_fewer_or_more_entries_than_blocks_have_is_damage() -> None:
+    for one_more, one_less in ((0, 1), (1, 0)):
+        files = disk()
+        told = Told(files, written(files))
+        more, less = told.indexes[one_more], told.indexes[one_less]
+        assert more is not None and less is not None
+        for taken, given in zip(less, more, strict=True):
+            given.append(taken.pop())
+        for number in (0, 1):
+            index = told.indexes[number]
+            assert index is not None
+            first = 0 if number == 0 else told.runs[0].n_records
+            told.runs[number] = told.runs[number]._replace(n_records=len(index.seqs), first_record=first)
+        source = told.write("/told")
+        refused(source, files, "its key index" if one_more == 0 else "the key index differ")
+        assert any(
+            f"holds {told.runs[1].n_records - 1} records, its" in d.what for d in check_segment(files, source)
+        ) == (one_more == 1)
+
+
+def test_a_directory_with_another_first_key_is_damage() -> None:
+    files = disk()
+    told = Told(files, written(files))
+    told.first_keys[0] = b"0000a"
+    found = check_segment(files, told.write("/told"))
+    assert ["does not begin with the key that the directory has" in damage.what for damage in found] == [True]
+
+
+def test_a_directory_or_footer_that_contradicts_itself_is_damage() -> None:
+    files = disk()
+    source = written(files)
+    changes: list[tuple[Callable[[Told], Any], str]] = [
+        (lambda told: told.runs.reverse(), "do not follow one another"),
+        (lambda told: told.runs.__setitem__(0, told.runs[0]._replace(first_block=1)), "do not follow one another"),
+        (lambda told: told.offsets.__setitem__(1, 1), "the directory of a segment contradicts itself"),
+        (lambda told: told.footer.update(blocks=told.runs[0].n_blocks), "of a segment"),
+        (lambda told: told.footer.update(records=0), "the footer of a segment contradicts itself"),
+        (lambda told: told.footer.update(index_offset=1), "the footer of a segment contradicts itself"),
+    ]
+    for change, what in changes:
+        told = Told(files, source)
+        change(told)
+        found = check_segment(files, told.write("/told"))
+        assert [damage.pid for damage in found] == [None] and what in found[0].what
 
 
 # --- salvage ---------------------------------------------------------------------------------------------------------------------
