@@ -34,7 +34,7 @@ from tests.unit.storage.segments import (
     tombstone,
     write_segment,
 )
-from zkv.codec import segment as codec
+from zkv.codec import segment as segment_bytes
 from zkv.codec.block import BLOCK_BYTES, LZ4, RAW, ZSTD
 from zkv.codec.records import set_from_bytes, set_to_bytes
 from zkv.codec.segment import (
@@ -326,7 +326,7 @@ def test_columns_are_little_endian_on_every_machine(monkeypatch: pytest.MonkeyPa
     assert index is not None
     data = encode_index(index)
     assert data[:8] == index.hashes[0].to_bytes(8, "little")
-    monkeypatch.setattr(codec, "_BIG_ENDIAN", sys.byteorder == "little")
+    monkeypatch.setattr(segment_bytes, "_BIG_ENDIAN", sys.byteorder == "little")
     swapped = encode_index(index)
     assert swapped[:8] == index.hashes[0].to_bytes(8, "big")
     run = segment.directory.runs[0]
