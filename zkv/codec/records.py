@@ -131,14 +131,15 @@ def encode_block(block: RecordBlock) -> tuple[bytes, bytes]:
     if block.encoded is None:
         values: list[bytes] = []
         rows: list[Any] = []
+        set_tree = _set_to_tree
         for record in block.records:
-            versions = record.versions
-            rows.append((record.key, record.row_version, record.fence, record.request, *_set_to_tree(versions, values)))
+            row = (record.key, record.row_version, record.fence, record.request)
+            rows.append(row + set_tree(record.versions, values))
         block.encoded = (pack(rows), b"".join(values))
     return block.encoded
 
 
-def _set_to_tree(versions: VersionSet, values: list[bytes]) -> tuple[list[Any], Any, list[bytes | int] | None]:
+def _set_to_tree(versions: VersionSet, values: list[bytes]) -> tuple[Any, ...]:
     """Siblings, past and cloud; the values go to the end of `values`."""
     past = versions.past
     siblings = []
@@ -158,8 +159,11 @@ def _set_to_tree(versions: VersionSet, values: list[bytes]) -> tuple[list[Any], 
                 len(value),
             )
         )
-    flat = next(iter(past.items())) if len(past) == 1 else flat_past(past)
-    return siblings, flat, flat_cloud(versions.cloud) if versions.cloud else None
+    return (
+        siblings,
+        next(iter(past.items())) if len(past) == 1 else flat_past(past),
+        flat_cloud(versions.cloud) if versions.cloud else None,
+    )
 
 
 def set_to_bytes(held: Held) -> tuple[bytes, bytes]:
