@@ -9,6 +9,7 @@ names. Interrupts meant for the store are not meant for it. Source: storage refe
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import signal
@@ -25,6 +26,7 @@ from zkv.storage.sealing import seal
 from zkv.storage.segment_jobs import MergeJob, SealJob
 
 _NICENESS: Final = 10
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def carry_out(files: FileSystem, request: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def carry_out(files: FileSystem, request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    _die_with_parent()
     step_back()
     # Whatever prints must not get in between the replies.
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -59,6 +62,12 @@ def main() -> None:
             write_message(lambda data: _write_all(replies, data), reply)
         except BrokenPipeError:
             os._exit(0)  # nobody waits for it any more
+
+
+def _die_with_parent() -> None:
+    """The end of the input is not enough where the store's process was forked: the fork holds the pipe as well."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def step_back() -> None:

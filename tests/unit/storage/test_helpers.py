@@ -16,6 +16,7 @@ import pytest
 
 from tests.unit.storage.segments import columns, contents, key, seal_job, write_log
 from tests.unit.storage.test_merging import job_of
+from zkv.codec.value import dumps
 from zkv.errors import CorruptData, DiskFull, ProtocolError, StorageError, StorageFailed
 from zkv.storage.files import RealFiles
 from zkv.storage.helper import carry_out, step_back
@@ -42,7 +43,7 @@ from zkv.storage import helper
 
 def seal(files, job, seal=helper.seal):
     if os.path.exists(sys.argv[1]):
-        open(sys.argv[1], "wb")
+        held = open(sys.argv[1], "wb")
         threading.Event().wait()
     return seal(files, job)
 
@@ -59,9 +60,12 @@ class Gate:
         os.mkfifo(self._path)
         self.command = (sys.executable, "-c", _HANGING, str(self._path))
 
+    def wait(self) -> int:
+        """Returns when the helper is in its job: a descriptor that ends when the helper does."""
+        return os.open(self._path, os.O_RDONLY)
+
     def wait_and_remove(self) -> None:
-        """Returns when the helper is in its job."""
-        os.close(os.open(self._path, os.O_RDONLY))
+        os.close(self.wait())
         self._path.unlink()
 
 
@@ -247,6 +251,42 @@ def test_a_helper_ends_with_its_store_even_in_a_job(tmp_path: Path) -> None:
     child.stdin.close()
     assert child.wait(60) == 0
     child.stdout.close()
+
+
+_STORE = """
+import os, signal, sys
+from zkv.codec.value import loads
+from zkv.storage.files import RealFiles
+from zkv.storage.helpers import HelperProcess, SealTask
+from zkv.storage.segment_jobs import SealJob
+
+helper = HelperProcess(lambda: None, sys.argv[2:])
+helper.submit(SealTask(RealFiles(), SealJob.from_tree(loads(open(sys.argv[1], "rb").read()))))
+sys.stdin.readline()
+forked = os.fork()
+if forked:
+    print(forked, flush=True)
+signal.pause()
+"""
+
+
+def test_a_helper_ends_with_its_store_though_a_fork_of_it_lives(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    (tmp_path / "job").write_bytes(dumps(seal_task(tmp_path).job.to_tree()))
+    arguments = [sys.executable, "-c", _STORE, str(tmp_path / "job"), *gate.command]
+    store = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert store.stdin is not None and store.stdout is not None
+    helper = gate.wait()
+    store.stdin.write(b"fork\n")
+    store.stdin.flush()
+    forked = int(store.stdout.readline())
+    store.kill()
+    store.wait()
+    assert os.read(helper, 1) == b"", "the helper is gone"
+    os.kill(forked, signal.SIGKILL)
+    os.close(helper)
+    store.stdin.close()
+    store.stdout.close()
 
 
 def started(folder: Path) -> tuple[subprocess.Popen[bytes], SealTask]:
