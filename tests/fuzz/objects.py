@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from zkv.codec.columns import COUNTER_MAX, RECORDS_MAX
 from zkv.codec.records import STATED_COUNTER_MAX
+from zkv.codec.segment import EXPIRES, TOMBSTONE, SegmentRecord
 from zkv.core import messages as m
 from zkv.core.columns import Columns, Run
 from zkv.core.initial import InitialNode
@@ -66,6 +67,14 @@ def version_sets(draw: st.DrawFn) -> VersionSet:
     versions.check_invariants()
     return versions
 
+
+segment_records = st.builds(
+    SegmentRecord, stored_keys, u64, small, small, st.sampled_from([EXPIRES, EXPIRES | TOMBSTONE]), u64
+) | st.builds(SegmentRecord, stored_keys, u64, small, small, st.sampled_from([0, TOMBSTONE]), st.just(0))
+#: in the order of a segment with one partition: (key, set)
+segment_sets = st.dictionaries(stored_keys, version_sets(), min_size=1, max_size=4).map(
+    lambda sets: sorted(sets.items())
+)
 
 records = st.builds(
     m.Record,

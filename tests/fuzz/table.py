@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import tempfile
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from hypothesis import strategies as st
 
@@ -18,12 +21,19 @@ from tests.fuzz.damage import Parts
 from zkv.cli import lines
 from zkv.cli.journal import Journal, Position
 from zkv.client import codecs, url
-from zkv.codec import log, packed, plain, records, value, wire
+from zkv.codec import log, packed, plain, records, segment, value, wire
+from zkv.codec.block import LZ4, decompress
 from zkv.config import environment_of, load, parse_address, parse_bytes, parse_ms
 from zkv.core import messages as m
 from zkv.core.initial import initial_text, parse_initial
+from zkv.core.versions import VersionSet
 from zkv.errors import CodecError, ConfigError, CorruptData, ProtocolError
+from zkv.storage.files import read_whole
 from zkv.storage.manifest import decode_manifest, encode_manifest
+from zkv.storage.sealing import digest_of, hash_of, record_of
+from zkv.storage.segment import SegmentSummary
+from zkv.storage.segment_writer import SegmentWriter
+from zkv.testing.sim.disk import SimFiles
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,89 @@ def _read_log(parts: Parts) -> list[bytes]:
 
 def _log_body(block: m.RecordBlock) -> Parts:
     return [b"".join(records.block_to_log(block)[1])]
+
+
+# --- segments ----------------------------------------------------------------------------------------------------------------
+
+_SEGMENT_SEED = segment.seed_of(_STORE, 1)
+Sets = list[tuple[bytes, VersionSet]]
+
+
+def _segment_file(sets: Sets) -> Parts:
+    """Blocks of two records, one partition."""
+    files = SimFiles(random.Random(1))
+    writer = SegmentWriter(files, "/s", segment.SegmentHeader(LZ4, 64, _STORE, 1, 0), block_records_max=2)
+    for seq, (key, versions) in enumerate(sets, 1):
+        record = record_of(key, seq, versions)
+        writer.add(0, [hash_of(key, 0)], [digest_of(record.meta)], [record])
+    writer.finish()
+    return [read_whole(files, "/s")]
+
+
+def _read_segment(parts: Parts) -> Sets:
+    """As a store does, but for the summary in its manifest; and the frames once more, as a repair does."""
+    data = b"".join(parts)
+    segment.decode_header(data)
+    footer, _ = segment.decode_footer(data[-segment.FOOTER_BYTES :], _SEGMENT_SEED)
+    directory = segment.decode_directory(data[footer.directory_offset : -segment.FOOTER_BYTES], footer, _SEGMENT_SEED)
+    for run in directory.runs.values():
+        segment.decode_index(data[footer.index_offset : footer.directory_offset], run, _SEGMENT_SEED)
+    sets: Sets = []
+    for block_no in range(footer.blocks):
+        block = data[directory.offsets[block_no] : directory.offsets[block_no + 1]]
+        frame, chunk = segment.chunk_of(block, _SEGMENT_SEED, block_no)
+        sets += _sets_of(decompress(frame.codec, chunk, frame.payload_bytes), frame.record_count)
+    again: Sets = []
+    for _, frame, chunk in segment.scan_frames(data, _SEGMENT_SEED):
+        again += _sets_of(decompress(frame.codec, chunk, frame.payload_bytes), frame.record_count)
+    assert records_image(again) == records_image(sets)
+    return sets
+
+
+def _sets_of(payload: bytes, count: int) -> Sets:
+    found = [segment.record_at(payload, slot) for slot in range(count)]
+    return [(record.key, records.set_from_bytes(record.meta, record.values)) for record in found]
+
+
+def records_image(sets: Sets) -> list[tuple[bytes, bytes, bytes]]:
+    return [(key, *records.set_to_bytes(versions)) for key, versions in sets]
+
+
+def _payload(found: list[segment.SegmentRecord]) -> Parts:
+    return [segment.encode_payload([segment.encode_record(record) for record in found])]
+
+
+def _read_payload(parts: Parts) -> list[segment.SegmentRecord]:
+    payload = b"".join(parts)
+    return [segment.record_at(payload, slot) for slot in range(int.from_bytes(payload[:2], "little"))]
+
+
+def _directory(keys: list[bytes]) -> Parts:
+    """Two partitions; each key begins a block."""
+    n = len(keys)
+    half = n // 2
+    rows = [segment.Run(3, 0, half, 0, half, 1, 9), segment.Run(7, half, n - half, half, n - half, 2, 9)]
+    offsets = array("Q", range(64, 64 + 100 * (n + 1), 100))
+    directory = segment.encode_directory(rows, offsets, keys)
+    index_end = offsets[-1] + n * segment.INDEX_ROW_BYTES
+    footer = segment.Footer(
+        *(LZ4, 1, n, 0, 9, 1, 2, 0, 0, offsets[-1], index_end, index_end + len(directory) + segment.FOOTER_BYTES),
+        *(n, 2, 0),
+    )
+    return [directory, segment.encode_footer(footer, _SEGMENT_SEED)[0]]
+
+
+def _read_directory(parts: Parts) -> list[bytes]:
+    """With the checksums of what is there, so that what they protect is looked into."""
+    data, footer_bytes = (*parts, b"", b"")[:2]
+    body = footer_bytes[: segment.FOOTER_BYTES - 4].ljust(segment.FOOTER_BYTES - 4, b"\0")
+    crc = crc32(body, _SEGMENT_SEED).to_bytes(4, "little")
+    footer, _ = segment.decode_footer(body + crc, _SEGMENT_SEED)
+    footer = footer._replace(directory_crc=crc32(data, _SEGMENT_SEED))
+    directory = segment.decode_directory(data, footer, _SEGMENT_SEED)
+    for run in directory.runs.values():
+        directory.block_for(run, b"key")
+    return [directory.first_key(block_no) for block_no in range(footer.blocks)]
 
 
 # --- text --------------------------------------------------------------------------------------------------------------------
@@ -299,6 +392,52 @@ DECODERS: dict[str, Decoder] = {
         _log_file,
         _read_log,
         (CorruptData, ProtocolError),
+    ),
+    "set of a segment": Decoder(
+        ("zkv.codec.records.set_from_bytes",),
+        objects.version_sets(),
+        lambda versions: list(records.set_to_bytes(versions)),
+        lambda parts: records.set_from_bytes(*(*parts, b"", b"")[:2]),
+        (ProtocolError,),
+        (0, packed.unpack, packed.pack),
+    ),
+    "segment file": Decoder(
+        (
+            "zkv.codec.segment.decode_header",
+            "zkv.codec.segment.decode_footer",
+            "zkv.codec.segment.decode_frame",
+            "zkv.codec.segment.decode_directory",
+            "zkv.codec.segment.decode_index",
+        ),
+        objects.segment_sets,
+        _segment_file,
+        _read_segment,
+        (CorruptData, ProtocolError),
+        image=records_image,
+    ),
+    "segment block": Decoder(
+        (),
+        st.lists(objects.segment_records, min_size=1, max_size=4),
+        _payload,
+        _read_payload,
+        (CorruptData,),
+        image=lambda found: found,
+    ),
+    "segment directory": Decoder(
+        ("zkv.codec.segment.decode_directory", "zkv.codec.segment.decode_footer"),
+        st.lists(objects.stored_keys, min_size=2, max_size=5, unique=True).map(sorted),
+        _directory,
+        _read_directory,
+        (CorruptData,),
+        image=lambda keys: keys,
+    ),
+    "segment summary": Decoder(
+        ("zkv.storage.segment.SegmentSummary.from_tree",),
+        st.builds(SegmentSummary, *[objects.u63] * 10, st.sampled_from(["lz4", "zstd"])),
+        lambda summary: [value.dumps(summary.to_tree())],
+        lambda parts: SegmentSummary.from_tree(value.loads(_joined(parts))),
+        (CorruptData, ProtocolError),
+        (0, value.loads, value.dumps),
     ),
     "canonical CBOR": Decoder(
         ("zkv.codec.value.loads",),

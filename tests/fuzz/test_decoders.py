@@ -32,6 +32,9 @@ ELSEWHERE = {
     "zkv.core.client_calls.Call.errors_from": "takes messages, not bytes",
     "zkv.storage.manifest.load_manifest": "which of two files; the bytes are decode_manifest's. tests/unit/storage/test_manifest",
     "zkv.storage.record_table.RecordTable.load": "takes blocks, not bytes",
+    "zkv.storage.segment_jobs.SealJob.from_tree": "comes through a pipe from this very process",
+    "zkv.storage.segment_jobs.MergeJob.from_tree": "the same",
+    "zkv.storage.segment_jobs.MergeResult.from_tree": "comes through a pipe from a child of this process",
     "zkv.testing.sim.plan.Plan.from_json": "reads the corpus of this repository alone",
 }
 _READER = re.compile(r"(^|_)(decode|parse|loads?|unpack|from|of_json|read_batches|scan_file)(_|$)")

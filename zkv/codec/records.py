@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from zkv.codec.columns import COLUMNS_FORM, COUNTER_MAX, RECORDS_MAX, columns_from_tree, columns_to_tree
 from zkv.codec.packed import pack, unpack
-from zkv.core.columns import Columns
+from zkv.core.columns import Columns, Held
 from zkv.core.messages import Record, RecordBlock
 from zkv.core.versions import Context, Sibling, VersionSet
 from zkv.errors import ProtocolError
@@ -34,6 +34,8 @@ CONTEXT_DOTS_MAX: Final = 4_096
 
 _META_LENGTH = struct.Struct("<I")
 _STORED_KEY_MAX: Final = BUCKET_BYTES + KEY_BYTES_MAX
+#: stands where a set is read that has its key elsewhere
+_SOME_KEY: Final = bytes(BUCKET_BYTES + 1)
 
 # --- contexts ----------------------------------------------------------------------------------------------------------------
 
@@ -130,39 +132,69 @@ def encode_block(block: RecordBlock) -> tuple[bytes, bytes]:
     if block.encoded is None:
         values: list[bytes] = []
         rows: list[Any] = []
+        set_tree = _set_to_tree
         for record in block.records:
-            versions = record.versions
-            past = versions.past
-            siblings = []
-            for s in versions.siblings:
-                value = s.value
-                values.append(value)
-                siblings.append(
-                    (
-                        s.actor,
-                        s.counter,
-                        s.stamp,
-                        s.expires_ms,
-                        s.checksum,
-                        s.session,
-                        s.sequence,
-                        s.voids or None,
-                        len(value),
-                    )
-                )
-            rows.append(
-                (
-                    record.key,
-                    record.row_version,
-                    record.fence,
-                    record.request,
-                    siblings,
-                    next(iter(past.items())) if len(past) == 1 else flat_past(past),
-                    flat_cloud(versions.cloud) if versions.cloud else None,
-                )
-            )
+            row = (record.key, record.row_version, record.fence, record.request)
+            rows.append(row + set_tree(record.versions, values))
         block.encoded = (pack(rows), b"".join(values))
     return block.encoded
+
+
+def _set_to_tree(versions: VersionSet, values: list[bytes]) -> tuple[Any, ...]:
+    """Siblings, past and cloud; the values go to the end of `values`."""
+    past = versions.past
+    siblings = []
+    for s in versions.siblings:
+        value = s.value
+        values.append(value)
+        siblings.append(
+            (
+                s.actor,
+                s.counter,
+                s.stamp,
+                s.expires_ms,
+                s.checksum,
+                s.session,
+                s.sequence,
+                s.voids or None,
+                len(value),
+            )
+        )
+    return (
+        siblings,
+        next(iter(past.items())) if len(past) == 1 else flat_past(past),
+        flat_cloud(versions.cloud) if versions.cloud else None,
+    )
+
+
+def set_to_bytes(held: Held) -> tuple[bytes, bytes]:
+    """(meta, values) of one set, as segments hold it. Equal sets have equal metas, however they are held: `[siblings, past, cloud|nil]`."""
+    values: list[bytes] = []
+    if type(held) is not tuple:
+        assert isinstance(held, VersionSet)
+        return pack(_set_to_tree(held, values)), b"".join(values)
+    columns, i = held
+    actor, counter, value = columns.actor, columns.counters[i], columns.values[i]
+    session, sequence, _ = columns.request(i)
+    expires_ms = columns.expires_ms[i] if columns.expires_ms else 0
+    sibling = (
+        *(actor, counter, columns.stamp, expires_ms, columns.checksums[i], session, sequence),
+        *(columns.voids.get(i) or None, len(value)),
+    )
+    past = columns.pasts.get(i)
+    if past is None:
+        flat: Any = (actor, counter)
+    else:
+        flat = next(iter(past.items())) if len(past) == 1 else flat_past(past)
+    return pack(((sibling,), flat, None)), value
+
+
+def set_from_bytes(meta: bytes, values: bytes) -> VersionSet:
+    """The set that `set_to_bytes` wrote. Raises: ProtocolError for other bytes, or lengths that do not add up."""
+    tree = unpack(meta)
+    if type(tree) is not list or len(tree) != 3:
+        raise ProtocolError("a set is siblings, past and cloud")
+    return _records([[_SOME_KEY, 0, 0, None, *tree]], values)[0].versions
 
 
 def decode_block(meta: bytes, values: bytes) -> RecordBlock:
@@ -175,6 +207,10 @@ def decode_block(meta: bytes, values: bytes) -> RecordBlock:
         raise ProtocolError("a block is an array of at most 16,384 records")
     if rows and type(rows[0]) is int:
         return RecordBlock(encoded=(meta, values), columns=_columns(rows, values))
+    return RecordBlock(_records(rows, values), (meta, values))
+
+
+def _records(rows: list[Any], values: bytes) -> list[Record]:
     records: list[Record] = []
     end = len(values)
     offset = 0
@@ -231,7 +267,7 @@ def decode_block(meta: bytes, values: bytes) -> RecordBlock:
         raise ProtocolError(f"not a record: {error}") from error
     if offset != end:
         raise ProtocolError(f"the records speak of {offset} bytes of values, {end} came")
-    return RecordBlock(records, (meta, values))
+    return records
 
 
 def _columns(tree: list[Any], values: bytes) -> Columns:

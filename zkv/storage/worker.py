@@ -59,25 +59,27 @@ class Worker(Protocol):
 class ThreadWorker:
     """Jobs on one daemon thread (a process that dies without `stop` must not hang on it)."""
 
-    __slots__ = ("_busy_since_ns", "_completed", "_ended", "_on_wake", "_queue", "_thread", "_wake_error")
+    __slots__ = ("_busy_since_ns", "_completed", "_on_wake", "_queue", "_run", "_thread", "_wake_error")
 
-    def __init__(self, on_wake: Callable[[], None]) -> None:
+    def __init__(
+        self, on_wake: Callable[[], None], run: Callable[[Job], None] = Job.run_caught, name: str = "zkv-log-sync"
+    ) -> None:
+        """run: how a job is carried out; it keeps what a job raises on the job, as `Job.run_caught` does."""
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._completed: deque[Job] = deque()
         #: one for all jobs: hardly ever does anybody wait, and an event for each would cost more than the rest of a job
         self._ended = threading.Condition()
         self._on_wake = on_wake
+        self._run = run
         self._busy_since_ns = 0
         self._wake_error: Exception | None = None
-        self._thread = threading.Thread(target=self._work, name="zkv-log-sync", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
             began_ns = self._busy_since_ns = time.monotonic_ns()
-            job.run_caught()
-            with self._ended:
-                self._ended.notify_all()
+            self._run(job)
             job.took_ns = time.monotonic_ns() - began_ns
             self._busy_since_ns = 0
             self._completed.append(job)
