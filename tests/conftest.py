@@ -39,6 +39,12 @@ def kill_rounds(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
+def embedded_kills(kill_rounds: int) -> int:
+    """An embedded store starts in a fraction of the time of three nodes."""
+    return kill_rounds * 4 if kill_rounds <= 5 else kill_rounds
+
+
+@pytest.fixture
 def storm_seconds(request: pytest.FixtureRequest) -> float:
     seconds = request.config.getoption("--storm-seconds")
     assert isinstance(seconds, float | int)

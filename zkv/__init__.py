@@ -4,13 +4,16 @@
     ...     kv.put("user:1", b"Ada")
     ...     kv.get("user:1")
 
-Owns: the public names. The client is imported when it is first used, so `import zkv` costs next to nothing.
+    >>> with zkv.open("./data") as kv:  # the same on local files, in this process alone
+    ...     kv.put("user:1", b"Ada")
+
+Owns: the public names. The client and the embedded store are imported when they are first used, so `import zkv` costs next to nothing.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from zkv.errors import (
     AuthFailed,
@@ -43,6 +46,7 @@ from zkv.errors import (
 if TYPE_CHECKING:
     from zkv import resolve
     from zkv.client import AsyncBucket, AsyncClient, BatchResult, Bucket, Client, Item, PutResult, aconnect, connect
+    from zkv.embedded import Store, open
 
 __version__ = "0.1.0"
 
@@ -74,6 +78,7 @@ __all__ = [
     "RequestError",
     "StorageError",
     "StorageFailed",
+    "Store",
     "TooLarge",
     "Unavailable",
     "Unsupported",
@@ -89,13 +94,7 @@ __all__ = [
 _LAZY = dict.fromkeys(
     ("AsyncBucket", "AsyncClient", "BatchResult", "Bucket", "Client", "Item", "PutResult", "aconnect", "connect"),
     "zkv.client",
-)
-
-
-def open(path: object, **settings: object) -> NoReturn:
-    raise Unsupported(
-        "zkv.open: the store embedded in one process does not exist yet; run `zkv serve` and use zkv.connect()"
-    )
+) | dict.fromkeys(("Store", "open"), "zkv.embedded")
 
 
 def __getattr__(name: str) -> object:

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from zkv import counters, figures, logs, notify
 from zkv.codec import records, value
@@ -44,10 +44,9 @@ from zkv.storage.manifest import Manifest
 from zkv.storage.opening import LogOptions
 from zkv.storage.record_table import RecordTable
 from zkv.storage.recovery import Recovery
-from zkv.transport.loop import ZmqTransport
-from zkv.web import server as web
-from zkv.web.app import THREADS, WebApp
-from zkv.web.token import read_token
+
+if TYPE_CHECKING:
+    from zkv.web import server as web
 
 log = logging.getLogger("zkv.node")
 
@@ -75,8 +74,12 @@ class RealClock:
 class Node:
     """One node. `run` blocks until it is stopped."""
 
+    driver_type: ClassVar[type[Driver]] = Driver
+
     def __init__(self, settings: NodeSettings, files: FileSystem | None = None) -> None:
         """Binds, opens and recovers. files: default the real ones. Raises: AddressInUse, ConfigError, StoreLocked and other StorageErrors; nothing stays open then."""
+        from zkv.transport.loop import ZmqTransport  # with it comes asyncio, which an embedded store does without
+
         settings.validate()
         self.settings = settings
         self._stop = threading.Event()
@@ -108,6 +111,10 @@ class Node:
         """Health and the like from here on: reading a long log is something that a watcher should see."""
         address = self.settings.http_address
         if address is not None:
+            from zkv.web import server as web
+            from zkv.web.app import THREADS, WebApp
+            from zkv.web.token import read_token
+
             file = self.settings.http_token_file
             token = None if file is None else read_token(file)
             app = WebApp(self._health, ask=self.ask, status=self._status, families=self._families, token=token)
@@ -212,7 +219,7 @@ class Node:
         )
         bootstrap = Bootstrap(identity, {n: mb.name for n, mb in others.items()}, phase=phase, stores=stores)
         self._state = NodeState(view, bootstrap, heartbeat_interval_ns=settings.heartbeat_interval_ms * 1_000_000)
-        self._driver = Driver(
+        self._driver = self.driver_type(
             self._state,
             self._table,
             self._log,
@@ -340,13 +347,17 @@ class Node:
                 self._table.load(records.block_from_log(batch.body))
         finally:
             gc.enable()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        self._spare_collector()
         if len(self._table):
             ms = (time.monotonic_ns() - started_ns) // 1_000_000
             keys, last = len(self._table), recovery.last_seq
             text = f"recovered {keys} keys from {last} log records in {ms} ms"
             logs.event(log, logging.INFO, "recovered", text, keys=keys, log_records=last, duration_ms=ms)
+
+    def _spare_collector(self) -> None:
+        """This process holds records and little else."""
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
 
     def _adopt(self, adopt: fx.Adopt) -> ev.Adopted:
         """On disk before anything else is said: this directory is a founding member, or one that lost its data."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from zkv.client.engine import Engine
+from zkv.client.engine import ThreadEngine
 from zkv.client.keys import Key, key_bytes
 from zkv.client.session import Session, Steps
 from zkv.core import messages as m
@@ -116,7 +116,7 @@ class Questions:
 class Admin(Questions):
     """Questions of the synchronous client."""
 
-    _engine: Engine
+    _engine: ThreadEngine
 
     def status(self, *, timeout: float | None = None) -> StatusReport:
         """Also of a cluster that has not formed yet."""

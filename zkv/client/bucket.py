@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from zkv.client.engine import Engine
+from zkv.client.engine import ThreadEngine
 from zkv.client.export import Export
 from zkv.client.keys import Key
 from zkv.client.requests import Requests, refuse_conditions
@@ -31,7 +31,7 @@ K = TypeVar("K", bound=Key)
 class Bucket(Requests[V]):
     """Keys and values of one bucket. Thread-safe; made by Client.bucket()."""
 
-    _engine: Engine
+    _engine: ThreadEngine
 
     # --- one key ---
 

@@ -1,6 +1,7 @@
 """The engine of the synchronous client: state under a lock, idle lanes, life and death, fork.
 
-Owns: the lock, the lanes, the session's renewal in a forked child. Must not know: values, codecs, results.
+Owns: the lock, the lanes, the session's renewal in a forked child; what every engine of calling threads does. Must not know: values, codecs,
+results.
 
 A forked child inherits sockets that belong to its parent. It keeps them referenced and untouched, takes a new session and connects anew.
 """
@@ -25,20 +26,8 @@ _O = TypeVar("_O", bound=Order)
 _T = TypeVar("_T")
 
 
-class Engine(Session):
-    """Shared by a client and its buckets."""
-
-    def __init__(self, target: Target) -> None:
-        super().__init__(target)
-        self._reset()
-        _ENGINES.add(self)
-
-    def _reset(self) -> None:
-        self.lock = threading.Lock()
-        self._idle: list[Lane] = []
-        self._lanes: set[Lane] = set()
-
-    # --- calls ---
+class ThreadEngine(Session):
+    """Drives steps in the caller's thread. What an exchange is driven over is the subclass's: sockets here, a store in this process (embedded)."""
 
     def finish(self, steps: Steps[_T]) -> _T:
         """Drive each step to its end in this thread; what the steps came to."""
@@ -55,6 +44,30 @@ class Engine(Session):
         except StopIteration as end:
             result: _T = end.value
             return result
+
+    def run(self, call: Exchange[Any]) -> None:
+        """Drive a call to its end in this thread."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Idempotent; every later call raises Closed."""
+        raise NotImplementedError
+
+
+class Engine(ThreadEngine):
+    """Shared by a client and its buckets."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self._reset()
+        _ENGINES.add(self)
+
+    def _reset(self) -> None:
+        self.lock = threading.Lock()
+        self._idle: list[Lane] = []
+        self._lanes: set[Lane] = set()
+
+    # --- calls ---
 
     def run(self, call: Exchange[Any]) -> None:
         """Drive a call to its end in this thread."""

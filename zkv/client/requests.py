@@ -39,6 +39,9 @@ D = TypeVar("D")
 K = TypeVar("K", bound=Key)
 
 
+#: what a batch may be told to do with keys that are not ok
+ON_ERRORS = ("raise", "return")
+
 _CONDITIONAL = "conditional writes need one agreed order of writes per key, which does not exist yet; read with get_item() and put with its context, or use update()"
 
 
@@ -144,13 +147,14 @@ class Requests(Generic[V]):
         errors: str,
     ) -> Steps[BatchResult]:
         pairs = items if isinstance(items, Mapping) else dict(items)
-        encode = self._codec.encode
-        values: list[bytes | None]
-        if self._codec.trivial and set(map(type, pairs.values())) <= {bytes}:
-            values = list(pairs.values())  # type: ignore[arg-type]
-        else:
-            values = [encode(value) for value in pairs.values()]
+        values = self._encoded(pairs)
         return (yield from self._write_many(list(pairs), values, w, ttl, sloppy, durable, timeout, errors))
+
+    def _encoded(self, pairs: Mapping[K, V]) -> list[bytes | None]:
+        if self._codec.trivial and set(map(type, pairs.values())) <= {bytes}:
+            return list(pairs.values())  # type: ignore[arg-type]
+        encode = self._codec.encode
+        return [encode(value) for value in pairs.values()]
 
     # --- what that stands on ---
 
@@ -302,7 +306,7 @@ class Requests(Generic[V]):
         timeout: float | None,
         errors: str,
     ) -> Steps[BatchResult]:
-        if errors not in ("raise", "return"):
+        if errors not in ON_ERRORS:
             raise InvalidArgument(f'errors={errors!r}: expected "raise" or "return"')
         if not given:
             return BatchResult([], {}, sloppy=False, durable=True)

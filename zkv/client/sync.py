@@ -1,6 +1,6 @@
 """The synchronous client.
 
-Owns: connect, Client, its life. Must not know: calls, sockets (bucket, engine, lanes).
+Owns: connect, Client, its life, and what it shares with a store in this process (Handle). Must not know: calls, sockets (bucket, engine, lanes).
 
 Opening costs nothing: the first call connects. One client serves any number of threads and survives fork; it travels to other processes
 as its URL.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, ClassVar, Literal, Self, overload
 
 from zkv.client.admin import Admin
 from zkv.client.bucket import Bucket
@@ -21,11 +21,10 @@ from zkv.client.url import Target, target_of
 from zkv.resolve import Resolver
 
 
-class Client(Bucket[bytes]):
-    """A connection to a cluster, and its default bucket. Use it in a `with` block or call close()."""
+class Handle(Bucket[bytes]):
+    """A default bucket together with the life of the engine below it."""
 
-    def __init__(self, target: Target, resolver: Resolver | None = None) -> None:
-        super().__init__(Engine(target), target.bucket, codec_of("bytes"), resolver)
+    _bucket_type: ClassVar[type[Bucket[Any]]] = Bucket
 
     @property
     def url(self) -> str:
@@ -48,7 +47,7 @@ class Client(Bucket[bytes]):
 
     def bucket(self, name: str = "", codec: str = "bytes", resolver: Resolver | None = None) -> Bucket[Any]:
         """Another bucket, or this one with another codec. Whether it exists shows at its first call."""
-        return Bucket(self._engine, name or self.name, codec_of(codec), resolver or self._resolver)
+        return self._bucket_type(self._engine, name or self.name, codec_of(codec), resolver or self._resolver)
 
     def ping(self, *, timeout: float | None = None) -> float:
         """Seconds to the first node that answers and back. Raises: what any call raises when none does."""
@@ -62,13 +61,22 @@ class Client(Bucket[bytes]):
     def closed(self) -> bool:
         return self._engine.closed
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Client(Handle):
+    """A connection to a cluster, and its default bucket. Use it in a `with` block or call close()."""
+
+    _engine: Engine
+
+    def __init__(self, target: Target, resolver: Resolver | None = None) -> None:
+        super().__init__(Engine(target), target.bucket, codec_of("bytes"), resolver)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reopen, (self.url, self._resolver)

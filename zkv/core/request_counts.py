@@ -42,6 +42,11 @@ class RequestCounts:
         self._keys[operation] += keys
         self._ended[operation, began_ns] = self._ended.get((operation, began_ns), 0) + 1
 
+    def at_once(self, operation: str, keys: int) -> None:
+        """A request that was answered with all well, without a turn. Its duration is not among those of requests that took one."""
+        self._results[operation, "ok"] = self._results.get((operation, "ok"), 0) + 1
+        self._keys[operation] += keys
+
     def observe(self, now_ns: int) -> None:
         """The answers of all that ended were handed to the transport by now."""
         for (operation, began_ns), count in self._ended.items():

@@ -405,6 +405,13 @@ class LogStore:
             if self._failure is None:
                 self._failure = StorageFailed(f"{self._path}: the log is closed")
 
+    def abandon(self, why: str) -> None:
+        """Let go of the directory as it is, synced or not, as a crash would. For an owner that cannot vouch for what it did, and for a forked
+        child, which must not keep its parent's lock."""
+        if not self._closed:
+            self._die(why)
+            self.close()
+
     def _finish(self) -> None:
         self._sync_again = False
         self.drain_completions()

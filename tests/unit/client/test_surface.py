@@ -71,6 +71,18 @@ def test_connect_and_aconnect_take_the_same() -> None:
     assert signature(zkv.connect) == signature(zkv.aconnect)
 
 
+def test_store_has_the_surface_of_a_client() -> None:
+    ours, theirs = public(zkv.Client), public(zkv.Store)
+    assert set(ours) == set(theirs)
+    for name in sorted(set(ours) - {"__reduce__"}):  # a store stays where it is
+        if inspect.isfunction(ours[name]) and ours[name] is not theirs[name]:
+            assert signature(ours[name]) == signature(theirs[name]), name
+            assert inspect.getdoc(ours[name]) == inspect.getdoc(theirs[name]), name
+    parameters = {p.name: p for p in inspect.signature(zkv.open).parameters.values()}
+    for parameter in list(inspect.signature(zkv.connect).parameters.values())[1:]:
+        assert parameters[parameter.name] == parameter
+
+
 def test_docstrings_of_twins_say_the_same() -> None:
     for name, member in public(Bucket).items():
         if name not in ONLY_SYNC and inspect.isfunction(member):

@@ -14,7 +14,7 @@ from zkv import resolve
 from zkv.client.codecs import codec_of
 from zkv.client.keys import key_text, stored_keys
 from zkv.client.results import BatchResult, Item
-from zkv.errors import CodecError, ConfigError, Conflict, DeadlineExceeded, InvalidKey, TooLarge, Unsupported
+from zkv.errors import CodecError, ConfigError, Conflict, DeadlineExceeded, InvalidKey, TooLarge
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(codec="utf-8")),
@@ -120,8 +120,6 @@ def test_resolvers() -> None:
 
 
 def test_names_for_later_say_what_to_use_today() -> None:
-    with pytest.raises(Unsupported, match="zkv serve"):
-        zkv.open("./data")
     with pytest.raises(AttributeError, match="nothing"):
         _ = zkv.nothing
 
