@@ -50,6 +50,7 @@ class MemoryLog:
         self.bodies: list[tuple[int, bytes]] = []  # (last seq, body)
         self.written_seq = 0
         self.durable_seq = 0
+        self.closed_seq = 0  # there is no other file
         self.auto_sync = True
         self.full = False
         self.syncs = 0

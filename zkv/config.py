@@ -72,6 +72,8 @@ class NodeSettings:
     wal_bytes: int = 64 * 1024 * 1024
     #: space kept back so that a full disk can still take deletes and finish what it began
     reserve_bytes: int = 64 * 1024 * 1024
+    #: memory for records that were read from segments and may be read again
+    cache_bytes: int = 64 * 1024 * 1024
     #: two a second cost nothing; three missed ones make a suspect: a pause of garbage collection or disk does not
     heartbeat_interval_ms: int = 500
     heartbeat_timeout_ms: int = 1500
@@ -145,6 +147,8 @@ class NodeSettings:
             raise ConfigError(f"wal_bytes is {self.wal_bytes}; it must be at least {WAL_BYTES_MIN} (1MiB)")
         if self.reserve_bytes < 0:
             raise ConfigError(f"reserve_bytes is {self.reserve_bytes}; it must be 0 or more")
+        if self.cache_bytes < 0:
+            raise ConfigError(f"cache_bytes is {self.cache_bytes}; it must be 0 or more")
         if self.heartbeat_interval_ms < 10:
             raise ConfigError(f"heartbeat_interval_ms is {self.heartbeat_interval_ms}; it must be at least 10")
         if self.heartbeat_timeout_ms < 2 * self.heartbeat_interval_ms:
@@ -365,7 +369,13 @@ _SECTIONS: Final[dict[str, dict[str, Callable[[object, str], Any]]]] = {
         "insecure_network": _flag,
     },
     "cluster": {"initial": _text, "cluster_name": _text, "partitions": _whole},
-    "storage": {"fsync": _text, "fsync_interval_ms": parse_ms, "wal_bytes": parse_bytes, "reserve_bytes": parse_bytes},
+    "storage": {
+        "fsync": _text,
+        "fsync_interval_ms": parse_ms,
+        "wal_bytes": parse_bytes,
+        "reserve_bytes": parse_bytes,
+        "cache_bytes": parse_bytes,
+    },
     "membership": {"heartbeat_interval_ms": parse_ms, "heartbeat_timeout_ms": parse_ms},
     "http": {"http": _text, "http_token_file": _path},
     "log": {"log_level": _text, "log_format": _text},

@@ -21,9 +21,9 @@ from zkv.core.events import Event, Route
 from zkv.core.messages import Kind, RecordBlock, Status
 from zkv.core.node_state import NodeState
 from zkv.core.versions import UNLOGGED
-from zkv.errors import DiskFull, ProtocolError, VersionMismatch
+from zkv.errors import CorruptData, DiskFull, ProtocolError, VersionMismatch
 from zkv.ids import NodeId
-from zkv.ports import Clock, Frames, Inbox, Log, Transport
+from zkv.ports import Clock, Frames, Inbox, Log, Transport, Upkeep
 from zkv.storage.record_table import RecordTable
 
 #: stamps from elsewhere move our clock at most this far ahead of wall time
@@ -62,11 +62,12 @@ class Driver:
         adopt: Callable[[fx.Adopt], ev.Adopted],
         mark_synced: Callable[[], None],
         note: Callable[[str, str, str], None],
+        upkeep: Upkeep | None = None,
     ) -> None:
         """cluster: first eight bytes of the cluster id. fsync: `group`, `interval` or `never`.
 
         adopt: makes an epoch ours on disk. mark_synced: notes on disk that this store may answer reads. note: writes a line to the operator's log: level,
-        name of the event, text.
+        name of the event, text. upkeep: None = the log is never sealed.
         """
         self._state = state
         self._table = table
@@ -78,6 +79,7 @@ class Driver:
         self._adopt = adopt
         self._mark_synced = mark_synced
         self._note = note
+        self._upkeep = upkeep
         self._events: deque[Event] = deque()
         self._steps: list[fx.Mint | fx.Join] = []
         self._out: list[fx.Send | fx.Reply | fx.Publish] = []
@@ -86,6 +88,8 @@ class Driver:
         self._reads_awaiting_sync: list[tuple[int, ev.ReadDone]] = []
         #: when the rules want to be woken, as of the end of the last turn; nothing but a turn changes it
         self._due_ns = 0
+        #: where the log file ended that was full last
+        self._closed_seq = log.closed_seq
         self.counters: dict[str, int] = dict.fromkeys(
             (
                 "frames_in",
@@ -97,6 +101,7 @@ class Driver:
                 "turns",
                 "unsent",
                 "dot_collisions",
+                "steps_stalled",
             ),
             0,
         )
@@ -141,11 +146,16 @@ class Driver:
             now_ns = self._clock.monotonic_ns()
             self._state.coordinator.counts.observe(now_ns)
         self._log.turn_done(now_ns, self.awaits_sync)
+        if self._upkeep is not None:
+            self._upkeep.turn(now_ns)
 
     def next_wakeup_ns(self) -> int:
         """When a turn is wanted although nothing arrived."""
-        sync = self._log.next_sync_due_ns(self._clock.monotonic_ns())
-        return self._due_ns if sync is None else min(self._due_ns, sync)
+        now_ns = self._clock.monotonic_ns()
+        sync = self._log.next_sync_due_ns(now_ns)
+        due_ns = self._due_ns if sync is None else min(self._due_ns, sync)
+        upkeep = None if self._upkeep is None else self._upkeep.next_due_ns(now_ns)
+        return due_ns if upkeep is None else min(due_ns, upkeep)
 
     @property
     def idle(self) -> bool:
@@ -260,7 +270,11 @@ class Driver:
     # --- effects ---
 
     def _read(self, read: fx.Read) -> None:
-        held = self._table.held(read.keys)
+        held, unreadable = self._table.find(read.keys)
+        if unreadable:
+            statuses = [int(Status.CORRUPT if key in unreadable else Status.OK) for key in read.keys]
+            self._events.append(ev.ReadDone(read.cause, held, statuses))
+            return
         if not (read.durable or read.synced):
             self._events.append(ev.ReadDone(read.cause, held))  # nobody asks how durable it is
             return
@@ -274,11 +288,22 @@ class Driver:
             self._events.append(done)
 
     def _scan(self, scan: fx.Scan) -> None:
-        keys, more = self._table.scan(scan.bucket_id, scan.partition, scan.after, scan.limit)
-        self._events.append(ev.Scanned(scan.cause, keys, more))
+        try:
+            keys, more = self._table.scan(scan.bucket_id, scan.partition, scan.after, scan.limit)
+        except CorruptData as error:
+            self._note("error", "scan_unreadable", str(error))
+            self._events.append(ev.Scanned(scan.cause, [], False, corrupt=True))
+        else:
+            self._events.append(ev.Scanned(scan.cause, keys, more))
 
     def _read_page(self, read: fx.ReadPage) -> None:
-        self._events.append(ev.Pulled(read.cause, *self._table.page(read.partitions, read.after, read.bytes_max)))
+        try:
+            page = self._table.page(read.partitions, read.after, read.bytes_max)
+        except CorruptData as error:
+            self._note("error", "page_unreadable", str(error))
+            self._events.append(ev.Pulled(read.cause, [], [], 0, b"", False, corrupt=True))
+        else:
+            self._events.append(ev.Pulled(read.cause, *page))
 
     def _carry_out_mark_synced(self, mark: fx.MarkSynced) -> None:
         self._mark_synced()
@@ -289,6 +314,11 @@ class Driver:
 
     def _carry_out(self, steps: list[fx.Mint | fx.Join]) -> None:
         """All mints and joins as one log write; if that is refused, one by one, so that each gets its own answer."""
+        if self._upkeep is not None and self._upkeep.behind:
+            self.counters["steps_stalled"] += len(steps)
+            for step in steps:
+                self._refuse(step, Status.OVERLOADED)
+            return
         try:
             self._step(steps, allow_reserve=False)
         except DiskFull:
@@ -306,12 +336,15 @@ class Driver:
         except DiskFull:
             self._table.roll_back()
             self.counters["steps_refused"] += 1
-            if isinstance(step, fx.Mint):
-                statuses = [int(Status.DISK_FULL)] * len(step.keys)
-                self._events.append(ev.Minted(step.cause, RecordBlock([]), self._table.actor, [], statuses))
-            else:
-                statuses = [int(Status.DISK_FULL)] * len(step.block)
-                self._events.append(ev.Joined(step.cause, statuses, []))
+            self._refuse(step, Status.DISK_FULL)
+
+    def _refuse(self, step: fx.Mint | fx.Join, status: Status) -> None:
+        if isinstance(step, fx.Mint):
+            statuses = [int(status)] * len(step.keys)
+            self._events.append(ev.Minted(step.cause, RecordBlock([]), self._table.actor, [], statuses))
+        else:
+            statuses = [int(status)] * len(step.block)
+            self._events.append(ev.Joined(step.cause, statuses, []))
 
     def _step(self, steps: list[fx.Mint | fx.Join], *, allow_reserve: bool) -> None:
         blocks: list[tuple[int, int, list[bytes]]] = []
@@ -332,6 +365,10 @@ class Driver:
                 self.counters["puts_logged"] += len(to_log)
         seq = self._log.append(blocks, allow_reserve=allow_reserve) if blocks else self._log.written_seq
         self._table.commit(seq)
+        if self._log.closed_seq > self._closed_seq:
+            self._closed_seq = self._log.closed_seq
+            if self._upkeep is not None:
+                self._table.freeze(self._closed_seq)
         self.counters["dot_collisions"] = self._table.collisions
         ahead = ((self._clock.wall_ns() // 1_000_000) + CLOCK_AHEAD_MS_MAX) << 16
         self._state.view.clock.observe(min(self._table.stamp_high, ahead))

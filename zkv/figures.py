@@ -16,6 +16,7 @@ from zkv.counters import Family, Histogram, Sample, counter, gauge, histogram
 from zkv.driver import REFUSAL_REASONS, Driver
 from zkv.storage.log_store import LogStore
 from zkv.storage.record_table import RecordTable
+from zkv.storage.upkeep import Upkeep
 
 #: the driver's counters: key, name, help
 _DRIVER: Final = (
@@ -30,7 +31,7 @@ _DRIVER: Final = (
 
 
 def families(
-    state: NodeState, driver: Driver, table: RecordTable, log: LogStore, turn_durations: Histogram
+    state: NodeState, driver: Driver, table: RecordTable, log: LogStore, upkeep: Upkeep, turn_durations: Histogram
 ) -> list[Family]:
     view = state.view
     labels = {"version": zkv.__version__, "python": platform.python_version()}
@@ -53,6 +54,7 @@ def families(
         counter("zkv_wal_appends_total", "Writes to the log; one holds all puts of a turn", log.appends),
         counter("zkv_wal_bytes_total", "Bytes written to the log", log.appended_bytes),
         histogram("zkv_wal_fsync_seconds", "Syncs of the log", log.sync_durations),
+        *_sealed(table, log, upkeep),
         histogram(
             "zkv_event_loop_lag_seconds",
             "Length of a turn of the loop: what arrives meanwhile waits so long",
@@ -67,6 +69,30 @@ def families(
             ("reason",),
             [Sample((reason,), driver.counters[f"refused_{reason}"]) for reason in REFUSAL_REASONS],
         ),
+    ]
+
+
+def _sealed(table: RecordTable, log: LogStore, upkeep: Upkeep) -> list[Family]:
+    sealed = upkeep.sealed
+    states = sealed.states()
+    written = log.appended_bytes
+    amplification = 1 + (upkeep.sealed_bytes + upkeep.merged_bytes) / written if written else 0.0
+    return [
+        gauge("zkv_layers_frozen", "Full log files that wait to be sealed", len(table.frozen)),
+        gauge("zkv_segments", "Sealed segments", len(states)),
+        gauge("zkv_segment_bytes", "Bytes of sealed segments", sum(s.file_bytes for s in states)),
+        gauge("zkv_segment_live_bytes", "Of these, bytes of records that count", sum(s.live_bytes for s in states)),
+        gauge("zkv_index_bytes", "Memory of the index over the segments", sealed.index.bytes),
+        gauge("zkv_cache_bytes", "Memory of records that were read from segments", sealed.records.bytes),
+        counter("zkv_cache_hits_total", "Sealed records found in the cache", sealed.records.hits),
+        counter("zkv_cache_misses_total", "Sealed records looked for in vain in the cache", sealed.records.misses),
+        counter("zkv_seals_total", "Log files that became segments", upkeep.seals),
+        counter("zkv_merges_total", "Compactions of segments", upkeep.merges),
+        counter("zkv_sealed_bytes_total", "Bytes of segments written from the log", upkeep.sealed_bytes),
+        counter("zkv_merged_bytes_total", "Bytes of segments written by compaction", upkeep.merged_bytes),
+        gauge("zkv_write_amplification_ratio", "Bytes written in all per byte written to the log", amplification),
+        counter("zkv_upkeep_failures_total", "Seals and compactions that failed and were tried again", upkeep.failures),
+        counter("zkv_records_unreadable_total", "Look-ups of sealed records that do not verify", sealed.unreadable),
     ]
 
 

@@ -39,11 +39,15 @@ from zkv.errors import ConfigError, DiskFull, StorageFailed
 from zkv.health import Health
 from zkv.ids import NodeId
 from zkv.storage.files import FileSystem, RealFiles
+from zkv.storage.helpers import HelperProcess
 from zkv.storage.log_store import LogStore
 from zkv.storage.manifest import Manifest
 from zkv.storage.opening import LogOptions
 from zkv.storage.record_table import RecordTable
 from zkv.storage.recovery import Recovery
+from zkv.storage.sealed import SealedStore
+from zkv.storage.sealed_opening import open_sealed
+from zkv.storage.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from zkv.web import server as web
@@ -93,6 +97,9 @@ class Node:
         self._web: web.WebServer | None = None
         self._notify: notify.Notify | None = None
         self._log: LogStore | None = None
+        self._sealed: SealedStore | None = None
+        #: one for seals, one for merges
+        self._helpers: list[HelperProcess] = []
         self._transport = ZmqTransport(
             listen=settings.listen, peer_listen=settings.peer_listen, gossip_listen=settings.gossip_listen
         )
@@ -100,6 +107,7 @@ class Node:
             self._show()
             self._open()
         except BaseException:
+            self._let_go()
             if self._log is not None:
                 self._log.close()
             self._close_outside()
@@ -150,7 +158,7 @@ class Node:
 
     def _families(self) -> list[counters.Family]:
         assert self._log is not None
-        return figures.families(self._state, self._driver, self._table, self._log, self._turn_durations)
+        return figures.families(self._state, self._driver, self._table, self._log, self._upkeep, self._turn_durations)
 
     def _close_outside(self) -> None:
         self._closed = True
@@ -181,15 +189,25 @@ class Node:
             accept=self._check_directory,
         )
         self._health.watch_store(lambda: self._log.busy_since_ns if self._log is not None else 0)
+        self._document = self._own_cluster(self._log)
+        seed, shift = self._document.hash_seed, 64 - (self._document.partitions.bit_length() - 1)
+        self._sealed = open_sealed(
+            self._files,
+            str(settings.data),
+            self._log,
+            recovery,
+            partitions=self._document.partitions,
+            hash_seed=seed,
+            cache_bytes=settings.cache_bytes,
+            note=self._note,
+        )
         for text in recovery.notes:
             logs.event(log, logging.WARNING, "recovery", text)
-        self._document = self._own_cluster(self._log)
         self._judge_synced(self._log, recovery)
         extra = self._log.manifest.extra
         member = next(mb for mb in self._document.members if mb.name == settings.name)
         memory = RequestMemory()
-        seed, shift = self._document.hash_seed, 64 - (self._document.partitions.bit_length() - 1)
-        self._table = RecordTable(self._log.open_id, memory, lambda key: position_of(key, seed) >> shift)
+        self._table = RecordTable(self._log.open_id, memory, lambda key: position_of(key, seed) >> shift, self._sealed)
         self._load(recovery)
         view = View(
             node=member.node_id,
@@ -201,7 +219,8 @@ class Node:
             heartbeat_timeout_ns=settings.heartbeat_timeout_ms * 1_000_000,
         )
         view.now_ns = time.monotonic_ns()
-        if self._power_was_lost(self._log, recovery):
+        if self._power_was_lost(self._log, recovery) or self._log.manifest.wal_floor > 1:
+            # sealed records do not tell which requests they came from
             view.forgetful_until_ns = view.now_ns + FORGETFUL_NS
         phase = extra["phase"]
         if phase == ACTIVE:
@@ -219,6 +238,11 @@ class Node:
         )
         bootstrap = Bootstrap(identity, {n: mb.name for n, mb in others.items()}, phase=phase, stores=stores)
         self._state = NodeState(view, bootstrap, heartbeat_interval_ns=settings.heartbeat_interval_ms * 1_000_000)
+        sealer, merger = HelperProcess(self._transport.wake), HelperProcess(self._transport.wake)
+        self._helpers = [sealer, merger]
+        self._upkeep = Upkeep(
+            self._files, str(settings.data), self._log, self._table, self._sealed, sealer, merger, self._note
+        )
         self._driver = self.driver_type(
             self._state,
             self._table,
@@ -229,10 +253,14 @@ class Node:
             fsync=settings.fsync,
             adopt=self._adopt,
             mark_synced=self._mark_synced,
-            note=lambda level, event, text: logs.event(log, _LEVELS[level], event, text),
+            note=self._note,
+            upkeep=self._upkeep,
         )
         self._state.inspect.counters = lambda: counters.document(self._families())
         self._transport.connect({n: (mb.peer_address, mb.gossip_address) for n, mb in others.items()})
+
+    def _note(self, level: str, event: str, text: str) -> None:
+        logs.event(log, _LEVELS[level], event, text)
 
     def _check_directory(self, manifest: Manifest | None) -> None:
         """Refuses flags that contradict the directory, or each other, while nothing has been changed or created."""
@@ -469,7 +497,16 @@ class Node:
         except (StorageFailed, DiskFull) as error:
             logs.event(log, logging.CRITICAL, "unclean_close", f"the log could not be closed cleanly: {error}")
         finally:
+            self._let_go()
             self._close_outside()
+
+    def _let_go(self) -> None:
+        """Jobs under way are begun anew at the next start; what they had written is in tmp/."""
+        for helper in self._helpers:
+            helper.cancel()
+            helper.stop()
+        if self._sealed is not None:
+            self._sealed.close()
 
 
 def _boot_id() -> str:

@@ -64,6 +64,10 @@ class Log(Protocol):
     @property
     def durable_seq(self) -> int: ...
 
+    @property
+    def closed_seq(self) -> int:
+        """The last position before the file that is written now."""
+
     def append(self, blocks: Sequence[tuple[int, int, Sequence[bytes]]], *, allow_reserve: bool = False) -> int: ...
 
     def drain_completions(self) -> int | None:
@@ -74,3 +78,17 @@ class Log(Protocol):
 
     def next_sync_due_ns(self, now_ns: int) -> int | None:
         """When `turn_done` is wanted although nothing happened."""
+
+
+class Upkeep(Protocol):
+    """What a store does beside its requests: sealing, compaction. See storage/upkeep."""
+
+    @property
+    def behind(self) -> bool:
+        """So much waits to be sealed that nothing more should be taken in."""
+
+    def turn(self, now_ns: int) -> None:
+        """Take in what ended, begin what is due, do a bounded share of what is left."""
+
+    def next_due_ns(self, now_ns: int) -> int | None:
+        """When `turn` is wanted although nothing happened."""

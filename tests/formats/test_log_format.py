@@ -75,6 +75,7 @@ def test_page_log_is_rebuilt_byte_for_byte() -> None:
 def test_page_manifest_decodes_and_is_rebuilt() -> None:
     assert decode_manifest(example("manifest")) == MANIFEST
     assert encode_manifest(MANIFEST) == example("manifest")
+    assert decode_manifest(example("manifest_1")) == MANIFEST
     with pytest.raises(CorruptData):
         decode_manifest(example("manifest")[:-1])
 

@@ -12,10 +12,11 @@ from tests.formats.test_log_format import STORE_ID, example
 from zkv.codec import segment as seg
 from zkv.codec.block import CODEC_IDS, LZ4, RAW
 from zkv.codec.records import set_from_bytes
+from zkv.core.ring import record_hash
 from zkv.core.versions import VersionSet
 from zkv.ids import stored_key
 from zkv.storage.files import RealFiles, read_whole, write_whole
-from zkv.storage.sealing import digest_of, hash_of, record_of
+from zkv.storage.sealing import digest_of, record_of
 from zkv.storage.segment import Segment, SegmentSummary
 from zkv.storage.segment_writer import SegmentWriter
 from zkv.testing.sim.disk import SimFiles
@@ -36,9 +37,11 @@ SUMMARY = SegmentSummary(6, 3, 1, 202, 748, 81, 83, 1_700_000_060_000, 1_700_000
 def written() -> tuple[SimFiles, SegmentSummary]:
     files = SimFiles(random.Random(1))
     writer = SegmentWriter(files, "/s", seg.SegmentHeader(LZ4, SHIFT, STORE_ID, 6, SEED))
-    for key in sorted(SETS, key=lambda key: (hash_of(key, SEED) >> SHIFT, key)):
+    for key in sorted(SETS, key=lambda key: (record_hash(key, SEED, SHIFT) >> SHIFT, key)):
         record = record_of(key, *SETS[key])
-        writer.add(hash_of(key, SEED) >> SHIFT, [hash_of(key, SEED)], [digest_of(record.meta)], [record])
+        writer.add(
+            record_hash(key, SEED, SHIFT) >> SHIFT, [record_hash(key, SEED, SHIFT)], [digest_of(record.meta)], [record]
+        )
     return files, writer.finish()
 
 

@@ -307,5 +307,8 @@ manifests = st.builds(
     st.sampled_from(["group", "interval", "never"]),
     st.lists(st.binary(min_size=8, max_size=8), max_size=3).map(tuple),
     st.lists(st.tuples(u63, u63), max_size=2).map(tuple),
+    st.lists(st.dictionaries(short, u63 | short, max_size=3), max_size=2).map(tuple),
+    u63,
+    st.lists(u64, max_size=3).map(tuple),
     st.dictionaries(short, canonical_trees, max_size=3),
 )

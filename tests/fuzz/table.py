@@ -21,16 +21,17 @@ from tests.fuzz.damage import Parts
 from zkv.cli import lines
 from zkv.cli.journal import Journal, Position
 from zkv.client import codecs, url
-from zkv.codec import log, packed, plain, records, segment, value, wire
+from zkv.codec import log, packed, plain, records, segment, segment_index, value, wire
 from zkv.codec.block import LZ4, decompress
 from zkv.config import environment_of, load, parse_address, parse_bytes, parse_ms
 from zkv.core import messages as m
 from zkv.core.initial import initial_text, parse_initial
+from zkv.core.ring import record_hash
 from zkv.core.versions import VersionSet
 from zkv.errors import CodecError, ConfigError, CorruptData, ProtocolError
 from zkv.storage.files import read_whole
 from zkv.storage.manifest import decode_manifest, encode_manifest
-from zkv.storage.sealing import digest_of, hash_of, record_of
+from zkv.storage.sealing import digest_of, record_of
 from zkv.storage.segment import SegmentSummary
 from zkv.storage.segment_writer import SegmentWriter
 from zkv.testing.sim.disk import SimFiles
@@ -129,7 +130,7 @@ def _segment_file(sets: Sets) -> Parts:
     writer = SegmentWriter(files, "/s", segment.SegmentHeader(LZ4, 64, _STORE, 1, 0), block_records_max=2)
     for seq, (key, versions) in enumerate(sets, 1):
         record = record_of(key, seq, versions)
-        writer.add(0, [hash_of(key, 0)], [digest_of(record.meta)], [record])
+        writer.add(0, [record_hash(key, 0, 64)], [digest_of(record.meta)], [record])
     writer.finish()
     return [read_whole(files, "/s")]
 
@@ -139,9 +140,11 @@ def _read_segment(parts: Parts) -> Sets:
     data = b"".join(parts)
     segment.decode_header(data)
     footer, _ = segment.decode_footer(data[-segment.FOOTER_BYTES :], _SEGMENT_SEED)
-    directory = segment.decode_directory(data[footer.directory_offset : -segment.FOOTER_BYTES], footer, _SEGMENT_SEED)
+    directory = segment_index.decode_directory(
+        data[footer.directory_offset : -segment.FOOTER_BYTES], footer, _SEGMENT_SEED
+    )
     for run in directory.runs.values():
-        segment.decode_index(data[footer.index_offset : footer.directory_offset], run, _SEGMENT_SEED)
+        segment_index.decode_index(data[footer.index_offset : footer.directory_offset], run, _SEGMENT_SEED)
     sets: Sets = []
     for block_no in range(footer.blocks):
         block = data[directory.offsets[block_no] : directory.offsets[block_no + 1]]
@@ -176,9 +179,9 @@ def _directory(keys: list[bytes]) -> Parts:
     """Two partitions; each key begins a block."""
     n = len(keys)
     half = n // 2
-    rows = [segment.Run(3, 0, half, 0, half, 1, 9), segment.Run(7, half, n - half, half, n - half, 2, 9)]
+    rows = [segment_index.Run(3, 0, half, 0, half, 1, 9), segment_index.Run(7, half, n - half, half, n - half, 2, 9)]
     offsets = array("Q", range(64, 64 + 100 * (n + 1), 100))
-    directory = segment.encode_directory(rows, offsets, keys)
+    directory = segment_index.encode_directory(rows, offsets, keys)
     index_end = offsets[-1] + n * segment.INDEX_ROW_BYTES
     footer = segment.Footer(
         *(LZ4, 1, n, 0, 9, 1, 2, 0, 0, offsets[-1], index_end, index_end + len(directory) + segment.FOOTER_BYTES),
@@ -194,7 +197,7 @@ def _read_directory(parts: Parts) -> list[bytes]:
     crc = crc32(body, _SEGMENT_SEED).to_bytes(4, "little")
     footer, _ = segment.decode_footer(body + crc, _SEGMENT_SEED)
     footer = footer._replace(directory_crc=crc32(data, _SEGMENT_SEED))
-    directory = segment.decode_directory(data, footer, _SEGMENT_SEED)
+    directory = segment_index.decode_directory(data, footer, _SEGMENT_SEED)
     for run in directory.runs.values():
         directory.block_for(run, b"key")
     return [directory.first_key(block_no) for block_no in range(footer.blocks)]
@@ -406,8 +409,8 @@ DECODERS: dict[str, Decoder] = {
             "zkv.codec.segment.decode_header",
             "zkv.codec.segment.decode_footer",
             "zkv.codec.segment.decode_frame",
-            "zkv.codec.segment.decode_directory",
-            "zkv.codec.segment.decode_index",
+            "zkv.codec.segment_index.decode_directory",
+            "zkv.codec.segment_index.decode_index",
         ),
         objects.segment_sets,
         _segment_file,
@@ -424,7 +427,7 @@ DECODERS: dict[str, Decoder] = {
         image=lambda found: found,
     ),
     "segment directory": Decoder(
-        ("zkv.codec.segment.decode_directory", "zkv.codec.segment.decode_footer"),
+        ("zkv.codec.segment_index.decode_directory", "zkv.codec.segment.decode_footer"),
         st.lists(objects.stored_keys, min_size=2, max_size=5, unique=True).map(sorted),
         _directory,
         _read_directory,

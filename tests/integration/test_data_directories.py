@@ -58,7 +58,7 @@ def home(tmp_path: Path, original: Path) -> Path:
 def restamp(path: Path, header: str, crc_at: int, covered: Callable[[bytes], bytes]) -> None:
     """Raises the version (u16 at 4) of a file and makes its checksum right again."""
     data = bytearray(path.read_bytes())
-    struct.pack_into(header, data, 4, 2)
+    struct.pack_into(header, data, 4, 3)
     struct.pack_into("<I", data, crc_at, crc32(covered(bytes(data))))
     path.write_bytes(data)
 
@@ -115,8 +115,8 @@ def link_to_nothing(data: Path) -> None:
         (nothing, ("--initial", "a@{here}", "--cluster-name", "zkv"), 78, "cannot be started as a member"),
         (nothing, ("--rack", "elsewhere"), 78, "--rack elsewhere"),
         (nothing, ("--advertise", "127.0.0.1:9"), 78, "this node is to be reached at 127.0.0.1:9"),
-        (newer_manifest, (), 1, "d/MANIFEST: manifest version 2; this build reads version 1"),
-        (newer_log, (), 1, ".wal: log version 2; this build reads version 1"),
+        (newer_manifest, (), 1, "d/MANIFEST: manifest version 3; this build reads versions 1 to 2"),
+        (newer_log, (), 1, ".wal: log version 3; this build reads version 1"),
         (no_manifest, (), 1, "log files but no MANIFEST"),
         (damaged_manifest, (), 1, "zkv repair"),
         (file_for_the_log, (), 78, "d/wal is not a directory"),

@@ -320,7 +320,7 @@ def test_retry_at_a_store_where_the_value_was_superseded_names_whole_actors() ->
     key = stored_key(DEFAULT, KEY)
     old = Sibling(x, 1, 0, 0, checksum_of(b"old"), *REQUEST, (), b"old")
     other = Sibling(y, 1, 0, 0, checksum_of(b"other"), 5, 5, (), b"other")
-    c.table._install(key, None, VersionSet((), {x: 1}))
+    c.table._install(key, None, None, VersionSet((), {x: 1}))
     c.table.commit(0)
     record = m.Record(key, 1, 0, (*REQUEST, 0, 1), VersionSet((old, other), {x: 1, y: 1}))
     c.table.join(Join(1, m.RecordBlock([record]), True))
@@ -655,3 +655,18 @@ def test_outcome_of_items_in_any_order_keeps_the_first_and_forgets_what_was_adde
     assert [outcome.dot_of(i) for i in range(4)] == [(b, 5), (a, 1), (a, 9), (a, 8)]
     outcome.forget(3)
     assert outcome.dot_of(3) is None and len(outcome) == 3
+
+
+def test_part_of_a_request_that_may_be_forgotten_is_unknown_though_another_part_is_remembered() -> None:
+    """1. a batch was carried out in two turns, on both sides of the end of a log file. 2. The older file was sealed, and sealed records do not tell
+    their requests. 3. somebody wrote over it. 4. restart, and a late retry: the forgotten half must not be carried out again on top of that."""
+    cluster, _, a, _ = three()
+    assert cluster.put(a, b"x0", b"newer", bucket=STRICT).statuses is None
+    known = ask_put(cluster, a, batch(cluster, [(b"x1", b"v1")], bucket=STRICT, items=[1]))
+    assert known.statuses is None
+    a.view.forgetful_until_ns = cluster.time.now_ns + 120 * SECOND
+    retry = batch(cluster, [(b"x0", b"v0"), (b"x1", b"v1")], bucket=STRICT)
+    retry.retry = True
+    reply = ask_put(cluster, a, retry)
+    assert reply.statuses == [Status.TOO_OLD, Status.OK]
+    assert cluster.values(a, b"x0", bucket=STRICT) == [b"newer"]

@@ -27,11 +27,15 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser], c
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
+    from functools import partial
+
     from zkv.storage.files import RealFiles
+    from zkv.storage.segment_check import checks_of
     from zkv.storage.verify import verify_directory
 
     started = time.monotonic()
-    report = verify_directory(RealFiles(), args.directory)
+    files = RealFiles()
+    report = verify_directory(files, args.directory, partial(checks_of, files, args.directory))
     took = time.monotonic() - started
     for damage in report.damages[:_DAMAGES_SHOWN]:
         console.line(f"DAMAGED  {damage.file}: {damage.what}")

@@ -183,6 +183,11 @@ def past_of(held: Held) -> Mapping[Actor, int]:
     return held[0].past(held[1]) if type(held) is tuple else held.past  # type: ignore[union-attr]
 
 
+def logged_at(held: Held) -> int:
+    """The log position of what is held."""
+    return held[0].log_seq if type(held) is tuple else held.log_seq  # type: ignore[union-attr]
+
+
 def overwriting(
     held: Sequence[Held | None], actor: Actor, bases: Sequence[Base] | None
 ) -> tuple[list[int], dict[int, Mapping[Actor, int]]] | None:

@@ -134,8 +134,8 @@ class Coordinator:
             open_put.settle_failed(everything, Status.TOO_OLD)
             return []
         settled = frozenset() if message.retry else self._refused_before(open_put)
-        if message.retry and outcome is None and self._view.now_ns < self._view.forgetful_until_ns:
-            settled = self._only_stated(open_put)
+        if message.retry and self._view.now_ns < self._view.forgetful_until_ns:
+            settled = self._only_stated(open_put, outcome)
         rows = self._view.rows_of(message.keys)
         elsewhere: dict[NodeId, list[int]] = {}
         for (bucket, row_group, manner), items in self._sorted_out(open_put, rows, settled, outcome).items():
@@ -215,13 +215,15 @@ class Coordinator:
         group.meta_bytes += meta
         return group
 
-    def _only_stated(self, open_put: OpenPut) -> frozenset[int]:
+    def _only_stated(self, open_put: OpenPut, outcome: Outcome | None) -> frozenset[int]:
         """A retry of what this store may have carried out and forgotten: it may replace what was stated and no more. Items with nothing stated
-        on a strict bucket are settled as unknown, and returned."""
+        on a strict bucket are settled as unknown, and returned. Items whose outcome is remembered are not meant: a part of a request may be forgotten."""
         message = open_put.message
         message.again = True
         refused = []
         for i, key in enumerate(message.keys):
+            if outcome is not None and outcome.dot_of(message.items[i] if message.items else i) is not None:
+                continue
             bucket = self._view.buckets.get(bucket_of(key))
             strict = bucket is not None and not (bucket.sloppy if message.sloppy is None else message.sloppy)
             stated = (message.contexts is not None and message.contexts[i] is not None) or (

@@ -41,11 +41,15 @@ class Mint:
 
 @dataclass(slots=True)
 class Join:
-    """Join these sets with ours and log what changed, as one step. Answered by Joined, then Persisted."""
+    """Join these sets with ours and log what changed, as one step. Answered by Joined, then Persisted.
+
+    restores: what came takes the place of a set of ours that cannot be read; else such an item is answered as corrupt.
+    """
 
     cause: int
     block: RecordBlock
     durable: bool
+    restores: bool = False
 
 
 @dataclass(slots=True)

@@ -94,16 +94,20 @@ class ReadDone:
 
 @dataclass(slots=True)
 class Scanned:
-    """One page of keys of one partition, ordered."""
+    """One page of keys of one partition, ordered. corrupt: some record there cannot be read, so there is no page."""
 
     cause: int
     keys: list[bytes]
     more: bool
+    corrupt: bool = False
 
 
 @dataclass(slots=True)
 class Pulled:
-    """A page of our own sets for an unsynced peer: it ends before (partition, after), or nothing follows."""
+    """A page of our own sets for an unsynced peer: it ends before (partition, after), or nothing follows.
+
+    corrupt: some record there cannot be read, so there is no page.
+    """
 
     cause: int
     keys: list[bytes]
@@ -111,6 +115,7 @@ class Pulled:
     partition: int
     after: bytes
     done: bool
+    corrupt: bool = False
 
 
 @dataclass(slots=True)

@@ -66,7 +66,8 @@ class Inspect:
 
     def on_scanned(self, event: Scanned) -> list[Effect]:
         route, scan, version = self._scans.pop(event.cause)
-        return [Reply(route, m.ScanReply(scan.request, Status.OK, version, event.keys, event.more))]
+        status = Status.CORRUPT if event.corrupt else Status.OK
+        return [Reply(route, m.ScanReply(scan.request, status, version, event.keys, event.more))]
 
     # --- documents ---
 
@@ -233,6 +234,8 @@ class Inspect:
         return effects + self._explained(number)
 
     def on_read(self, event: ReadDone) -> list[Effect]:
+        if event.statuses is not None:
+            return self._take(event.cause, self._view.node, {"refused": Status(event.statuses[0]).name.lower()})
         return self._take(event.cause, self._view.node, self._versions(event.sets[0]))
 
     def on_reply(self, node: NodeId, reply: m.ReplicaGetReply) -> list[Effect]:

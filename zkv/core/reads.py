@@ -63,6 +63,7 @@ class ReadGroup:
         "segments",
         "state",
         "taken",
+        "unreadable",
     )
 
     def __init__(
@@ -80,6 +81,7 @@ class ReadGroup:
         self.rows: list[Row] = []
         self.asked: set[NodeId] = set()
         self.failed: set[NodeId] = set()
+        self.unreadable = False  # somebody holds a record here that cannot be read
         self.answers: dict[NodeId, list[VersionSet | None]] = {}
         self.joins: list[VersionSet | None] = []
         self.open: list[int] = []  # positions that are being written back
@@ -165,7 +167,7 @@ class Reads:
         if group is None:
             return []
         if event.statuses is not None and any(event.statuses):
-            return self.on_no_answer(self._view.node, event.cause)
+            return self._on_refusal(group, self._view.node, event.statuses)
         alone = group.requirement.count == 1 and group.agree <= 1 and not group.answers
         if alone and group.state is ReadState.ASKING and group.requirement.votes((self._view.node,)) == 1:
             self._settle(group, event.held)  # nothing to join with: as it is held
@@ -177,11 +179,22 @@ class Reads:
         if group is None or node not in group.asked:
             return []
         if reply.statuses is not None and any(reply.statuses):
-            if len(group.rows) > 1 and Status.OVERLOADED in reply.statuses:
-                return self._halve(group)
-            return self.on_no_answer(node, reply.group)
+            return self._on_refusal(group, node, reply.statuses)
         sets = reply.sets(len(group.rows))
         return self.on_no_answer(node, reply.group) if sets is None else self._on_answer(group, node, sets)
+
+    def _on_refusal(self, group: ReadGroup, node: NodeId, statuses: list[int]) -> list[Effect]:
+        """No answer about at least one item. An unreadable record is never an absent one, and must not cost its neighbours their answers."""
+        bad = {p for p, status in enumerate(statuses[: len(group.rows)]) if status == Status.CORRUPT}
+        if len(group.rows) > 1 and group.state is ReadState.ASKING:
+            if Status.OVERLOADED in statuses:
+                return self._halve(group)
+            if 0 < len(bad) < len(group.rows):
+                del self._groups[group.number]
+                rest = [p for p in range(len(group.rows)) if p not in bad]
+                return self.begin(self._part(group, sorted(bad))) + self.begin(self._part(group, rest))
+        group.unreadable = group.unreadable or bool(bad)
+        return self.on_no_answer(node, group.number)
 
     def on_no_answer(self, node: NodeId, number: int) -> list[Effect]:
         """`node` refused or cannot be reached: ask somebody else, or give up when nobody is left."""
@@ -197,7 +210,7 @@ class Reads:
             return self._ask(group, others[:1])
         possible = [n for n in group.replicas if n not in group.failed]
         if len(possible) < max(group.requirement.count, group.agree):
-            self._fail(group, Status.QUORUM_NOT_MET)
+            self._fail(group, Status.CORRUPT if group.unreadable else Status.QUORUM_NOT_MET)
         return []
 
     def _on_answer(self, group: ReadGroup, node: NodeId, sets: list[VersionSet | None]) -> list[Effect]:

@@ -96,15 +96,17 @@ class Resync:
         if not len(reply.block):
             return self._page_joined(reply.group)
         self.records += len(reply.block)
-        return [Join(reply.group, reply.block, durable=True)]
+        return [Join(reply.group, reply.block, durable=True, restores=True)]
 
     def on_joined(self, event: Joined) -> list[Effect]:
         """A page that the log refused is asked for again later. A corrupt key stays what it is here, and is said."""
         if event.statuses is None:
             return []
-        if Status.DISK_FULL in event.statuses:
+        if Status.DISK_FULL in event.statuses or Status.OVERLOADED in event.statuses:
             node, _ = self._joining.pop(event.cause)
             self._sources[node].asked_ns = self._view.now_ns
+            if Status.OVERLOADED in event.statuses:
+                return []
             return [Note("error", "resync_no_space", "resync: no space for what the other replicas hold; asking again")]
         return [
             Note(
@@ -159,6 +161,10 @@ class Resync:
 
     def on_pulled(self, event: Pulled) -> list[Effect]:
         route, pull = self._pages.pop(event.cause)
+        if (
+            event.corrupt
+        ):  # a page without some of its records would say that they do not exist; we are asked again in RETRY_NS
+            return []
         records = []
         for key, row, versions in zip(
             event.keys, self._view.rows_of(event.keys) if event.keys else [], event.sets, strict=True

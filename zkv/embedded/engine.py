@@ -296,7 +296,7 @@ class EmbeddedEngine(ThreadEngine):
                 if self._failure is None:
                     self._node.close()
                 else:
-                    self._node.log.close()
+                    self._node.give_up()
             finally:
                 self._ended = True
                 _ENGINES.discard(self)

@@ -67,7 +67,7 @@ class EmbeddedDriver(Driver):
     #: where replies go
     answer: Callable[[Route, m.ClientReply], None]
 
-    def _decode(self, inbox: Inbox) -> None:
+    def _decode(self, inbox: Inbox, now_ns: int) -> None:
         assert isinstance(inbox, Requests)
         if inbox.messages:
             self._events.append(ev.RequestsArrived(inbox.messages))
@@ -89,6 +89,8 @@ class EmbeddedDriver(Driver):
         None: the log refused it, nothing of it is kept, and the rules are to say how.
         """
         assert not self._events and not self._steps, "between turns"
+        if self._upkeep is not None and self._upkeep.behind:
+            return None
         view = self._state.view
         now_ns = view.now_ns = self._clock.monotonic_ns()
         view.wall_ms = self._clock.wall_ns() // 1_000_000
@@ -117,6 +119,8 @@ class EmbeddedDriver(Driver):
         self._events.clear()
         assert isinstance(minted, ev.Minted) and isinstance(persisted, ev.Persisted)
         self._log.turn_done(now_ns, False)
+        if self._upkeep is not None:
+            self._upkeep.turn(now_ns)
         statuses = minted.statuses
         failed = [i for i, status in enumerate(statuses) if status != m.Status.OK] if statuses else []
         self._state.coordinator.counts.at_once("put", len(keys) - len(failed))
@@ -157,12 +161,15 @@ class EmbeddedNode(Node):
         self._health = Health(time.monotonic_ns)
         self._turn_durations = counters.Histogram()
         self._log = None
+        self._sealed = None
+        self._helpers = []
         self._transport = _Nowhere(wake)  # type: ignore[assignment]
         collecting = gc.isenabled()
         try:
             self._open()
             self._found()
         except BaseException:
+            self._let_go()
             if self._log is not None:
                 self._log.close()
             raise
@@ -219,7 +226,10 @@ class EmbeddedNode(Node):
     def look(self, keys: list[bytes]) -> list[bytes | None] | Unsure:
         """The value of each key that has one and for ever, None for a miss; UNSURE where there is more to say of any."""
         found: list[bytes | None] = []
-        for held in self._table.held(keys):
+        everything, unreadable = self._table.find(keys)
+        if unreadable:
+            return UNSURE
+        for held in everything:
             if held is None:
                 found.append(None)
             elif type(held) is tuple:
@@ -241,11 +251,17 @@ class EmbeddedNode(Node):
         """Whether records are known to be damaged or gone, so that a miss would be no answer."""
         return self._state.view.unsynced
 
+    def give_up(self) -> None:
+        """Let go of everything after a failure."""
+        self._let_go()
+        self.log.close()
+
     def close(self) -> None:
         """Sync and mark the end as clean. Raises: StorageFailed, DiskFull (it was not; the log is read again at the next opening)."""
         try:
             self.log.update_manifest(high_water_stamp=self._state.view.clock.high)
         finally:
+            self._let_go()
             self.log.close()
 
 

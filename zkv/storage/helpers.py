@@ -25,7 +25,7 @@ from zkv.storage.segment_jobs import MergeJob, MergeResult, SealJob
 from zkv.storage.worker import Job, ThreadWorker
 
 ATTEMPTS_MAX: Final = 3
-COMMAND: Final = (sys.executable, "-m", "zkv.storage.helper")
+COMMAND: Final = (sys.executable, "-P", "-m", "zkv.storage.helper")
 #: a helper that lives on so long after the end of its input is killed; it should do nothing in between
 EXIT_SECONDS: Final = 10.0
 
@@ -150,7 +150,7 @@ class HelperProcess:
             job.answer(reply["result"])
         except Exception as error:  # the owner's to judge, as in Job.run_caught
             job.error = error
-        job.ended.set()
+        job.ended = True
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply of a helper that lived to give one."""

@@ -7,9 +7,9 @@ One owner thread calls everything; a worker thread runs at most one sync at a ti
 only after fdatasync of every byte up to it, and fsync of the directory that names its file, returned without error;
 seqs are consecutive from 1; an append is in the log whole or not at all; after any failure that leaves a doubt the
 store is dead: every call raises StorageFailed, nothing is retried, and no seq is given out again by this process. A
-restart begins a new generation (storage/opening). Seam for sealing: full files stay in wal/ and recovery reads them
-all from `wal_floor` of the manifest on. A sealer takes closed files in order, puts their records elsewhere, raises
-`wal_floor` by `update_manifest`, and only then unlinks. Source: storage reference, 6.2 and 6.9.
+restart begins a new generation (storage/opening). Full files stay in wal/ and recovery reads them all from `wal_floor`
+of the manifest on. Who seals them takes `closed_files`, puts their records elsewhere, raises `wal_floor` by
+`update_manifest`, and only then says `drop_closed`. Source: storage reference, 6.2 and 6.9.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from zkv.storage.files import IOV_MAX, FileSystem, write_whole
 from zkv.storage.log_jobs import NEXT, PrepareJob, SyncJob
 from zkv.storage.manifest import TMP, Manifest, save_manifest
 from zkv.storage.opening import LogOptions, Opened, WriteFile, is_full, open_directory
-from zkv.storage.recovery import WAL, Recovery, log_name
+from zkv.storage.recovery import WAL, LogFile, Recovery, log_name
 from zkv.storage.space import SpaceGuard
 from zkv.storage.worker import ThreadWorker, Worker
 
@@ -58,6 +58,7 @@ class LogStore:
 
     __slots__ = (
         "_closed",
+        "_closed_files",
         "_dirty_since_ns",
         "_durable_seq",
         "_failure",
@@ -108,6 +109,10 @@ class LogStore:
         self._space = SpaceGuard(files, path, options.reserve_bytes, options.reserve_check_appends)
         self._failure: StorageFailed | None = None
         self._closed = False
+        #: files that are not written any more and that recovery reads, in order of seq
+        self._closed_files = list(
+            dict.fromkeys(kept.file for kept in opened.recovery.kept if kept.file.name != self._file.name)
+        )
         self.appends = 0
         self.appended_bytes = 0
         self.sync_durations = Histogram()
@@ -144,6 +149,11 @@ class LogStore:
     @property
     def durable_seq(self) -> int:
         return self._durable_seq
+
+    @property
+    def closed_seq(self) -> int:
+        """The last seq before the file that is written now: a sealer may take everything up to here."""
+        return self._file.first_seq - 1
 
     @property
     def busy_since_ns(self) -> int:
@@ -270,6 +280,7 @@ class LogStore:
             raise DiskFull(f"{self._path}: no space for the next log file: {error}") from error
         self._prepared_fd = -1
         self._full_fds.append(self._file.fd)
+        self._closed_files.append(LogFile(self._file.name, self._file.generation, self._file.first_seq, first_seq))
         self._file = WriteFile(fd, name, generation, first_seq, seed, seed, FILE_HEADER_BYTES)
         self._new_name = True
         self._space.ask_soon()
@@ -372,6 +383,33 @@ class LogStore:
 
     def _idle_unmarked(self) -> bool:
         return self._written_seq == self._durable_seq > self._marked_seq
+
+    # --- what is sealed ----------------------------------------------------------
+
+    def closed_files(self, through_seq: int) -> list[LogFile]:
+        """The files that hold the records up to `through_seq`, where one of them ends. Durable only as far as `durable_seq` says."""
+        following = [*(file.first_seq for file in self._closed_files[1:]), self._file.first_seq]
+        return [
+            file._replace(limit_seq=min(file.limit_seq, next_seq))  # beyond it lies what a recovery left out
+            for file, next_seq in zip(self._closed_files, following, strict=True)
+            if file.first_seq <= through_seq
+        ]
+
+    def drop_closed(self, through_seq: int) -> list[str]:
+        """Unlink the files of these runs, which the manifest does not need any more; what could not be unlinked and why.
+
+        Such a file is in nobody's way: the next opening tries again.
+        """
+        trouble = []
+        gone = self.closed_files(through_seq)
+        del self._closed_files[: len(gone)]
+        for file in gone:
+            try:
+                self._files.unlink(f"{self._path}/{WAL}/{file.name}")
+            except OSError as error:
+                trouble.append(f"{WAL}/{file.name}: {error}")
+        self._space.ask_soon()
+        return trouble
 
     # --- manifest and end ----------------------------------------------------------
 

@@ -23,7 +23,8 @@ from zkv.errors import CorruptData, StorageFailed, VersionMismatch, ZkvError
 from zkv.ids import OPEN_ID_BYTES, StoreId
 from zkv.storage.files import FileSystem, read_whole, write_whole
 
-MANIFEST_VERSION: Final = 1
+#: version 2 added `segments`, `next_segment` and `shared_hashes`
+MANIFEST_VERSION: Final = 2
 MANIFEST: Final = "MANIFEST"
 MANIFEST_PREV: Final = "MANIFEST.prev"
 TMP: Final = "tmp"
@@ -44,6 +45,8 @@ _KINDS: Final[Mapping[str, type]] = {
     "clean_shutdown": bool,
     "unsynced": bool,
     "fsync": str,
+    "next_segment": int,
+    "shared_hashes": tuple,
     "extra": dict,
 }
 
@@ -72,6 +75,12 @@ class Manifest:
     open_ids: tuple[bytes, ...] = ()
     #: (first seq, last seq) of durable records that an earlier opening found unreadable and reported
     known_corrupt: tuple[tuple[int, int], ...] = ()
+    #: the sealed segments that hold what is below `wal_floor`, as storage/segment describes each
+    segments: tuple[Mapping[str, Any], ...] = ()
+    #: the id of the next one; no id is ever used twice
+    next_segment: int = 1
+    #: hashes that several sealed keys have (storage/index); normally none
+    shared_hashes: tuple[int, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -91,6 +100,9 @@ def encode_manifest(manifest: Manifest) -> bytes:
             # one string instead of an array: it grows by eight bytes an opening, for ever
             "open_ids": b"".join(manifest.open_ids),
             "known_corrupt": [list(seqs) for seqs in manifest.known_corrupt],
+            "segments": [dict(segment) for segment in manifest.segments],
+            "next_segment": manifest.next_segment,
+            "shared_hashes": list(manifest.shared_hashes),
             "extra": dict(manifest.extra),
         }
     )
@@ -108,10 +120,13 @@ def decode_manifest(data: bytes) -> Manifest:
     body = data[_FRONT_BYTES:]
     if magic != _MAGIC or body_bytes != len(body) or crc != crc32(body, crc32(data[: _HEADER.size])):
         raise CorruptData("a manifest does not verify")
-    if version != MANIFEST_VERSION:
-        raise VersionMismatch(f"manifest version {version}; this build reads version {MANIFEST_VERSION}")
+    if not 1 <= version <= MANIFEST_VERSION:
+        raise VersionMismatch(f"manifest version {version}; this build reads versions 1 to {MANIFEST_VERSION}")
     try:
-        return _from_tree(loads(body))
+        tree: Any = loads(body)
+        return _from_tree(
+            tree if version > 1 else {"segments": [], "next_segment": 1, "shared_hashes": []} | dict(tree)
+        )
     except (ZkvError, KeyError, TypeError, ValueError) as error:
         raise CorruptData(f"a manifest with a right checksum and a wrong body: {error!r}") from error
 
@@ -121,12 +136,18 @@ def _from_tree(tree: Any) -> Manifest:
     joined = fields.pop("open_ids")
     fields["open_ids"] = tuple(joined[at : at + OPEN_ID_BYTES] for at in range(0, len(joined), OPEN_ID_BYTES))
     fields["known_corrupt"] = tuple((first_seq, last_seq) for first_seq, last_seq in fields["known_corrupt"])
+    fields["segments"] = tuple(fields["segments"])
+    fields["shared_hashes"] = tuple(fields["shared_hashes"])
     manifest = Manifest(**fields)
     for name, kind in _KINDS.items():
         if type(getattr(manifest, name)) is not kind:
             raise TypeError(f"{name} is a {type(getattr(manifest, name)).__name__}")
     if len(manifest.store_id) != STORE_ID_BYTES or len(joined) % OPEN_ID_BYTES:
         raise ValueError("an id has the wrong length")
+    if not all(type(segment) is dict for segment in manifest.segments):
+        raise TypeError("a segment is described by a map")
+    if not all(type(h) is int and h >= 0 for h in manifest.shared_hashes):
+        raise TypeError("shared hashes are numbers")
     return manifest
 
 

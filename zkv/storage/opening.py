@@ -33,15 +33,25 @@ from zkv.codec.log import (
 )
 from zkv.errors import ConfigError, CorruptData, DiskFull, StorageError, StoreLocked
 from zkv.ids import OPEN_ID_BYTES, StoreId
+from zkv.storage.adopting import adopt_segments
 from zkv.storage.files import FileSystem, read_whole, write_whole
 from zkv.storage.manifest import MANIFEST, MANIFEST_PREV, STORE_ID_BYTES, TMP, Manifest, load_manifest, save_manifest
 from zkv.storage.recovery import WAL, Kept, LogFile, Recovery, list_log_files, log_name, recover
 
 LOCK: Final = "LOCK"
 QUARANTINE: Final = "quarantine"
+SEGMENTS: Final = "seg"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 #: posix_fallocate on a file system that cannot
 _CANNOT_ALLOCATE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}) | _FULL
+
+
+def segment_name(segment_id: int) -> str:
+    return f"{segment_id:016x}.seg"
+
+
+def segment_path(path: str, segment_id: int) -> str:
+    return f"{path}/{SEGMENTS}/{segment_name(segment_id)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +133,22 @@ def open_directory(
         try:
             found = _find_manifest(files, path)
             accept(found[0] if found else None)
+            not_adopted: list[str] = []
+            if found and found[1]:
+                manifest, not_adopted = adopt_segments(files, f"{path}/{SEGMENTS}", found[0])
+                found = manifest, True
             recovery = recover(files, path, found[0]) if found else None
         except BaseException:
             _write_holder(files, lock_fd, holder_before)
             raise
-        _make_directory(files, path, TMP, WAL, QUARANTINE)
+        _make_directory(files, path, TMP, WAL, SEGMENTS, QUARANTINE)
         if recovery is None:
             manifest = Manifest(store_id=StoreId(mint(STORE_ID_BYTES)), clean_shutdown=True)
             save_manifest(files, path, manifest)
             recovery = recover(files, path, manifest)
         for name in files.listdir(f"{path}/{TMP}"):
             files.unlink(f"{path}/{TMP}/{name}")
+        recovery.notes.extend(f"{SEGMENTS}/{text}; it does not count" for text in not_adopted)
         recovery.created = found is None
         recovery.manifest_fell_back = found is not None and found[1]
         recovery.clean_shutdown = recovery.manifest.clean_shutdown and not recovery.manifest_fell_back
@@ -164,7 +179,7 @@ def _check_places(files: FileSystem, path: str) -> None:
         place = parent
     if files.is_directory(path):
         for name in files.listdir(path):
-            if name in (TMP, WAL, QUARANTINE) and not files.is_directory(f"{path}/{name}"):
+            if name in (TMP, WAL, SEGMENTS, QUARANTINE) and not files.is_directory(f"{path}/{name}"):
                 raise ConfigError(
                     f"{path}/{name} is not a directory: {path} is no data directory, or was changed by hand"
                 )
@@ -339,7 +354,7 @@ def _take_tail(recovery: Recovery) -> list[Batch]:
 
 
 def _tidy(recovery: Recovery, current: WriteFile) -> None:
-    """Gives back space that holds nothing: files that the new generation took over whole, and preallocated rests.
+    """Gives back space that holds nothing: files that the new generation took over whole or that are sealed, and preallocated rests.
 
     A torn tail holds nothing that anybody was promised; all the same its file stays until the opening after this one.
     """
@@ -349,6 +364,8 @@ def _tidy(recovery: Recovery, current: WriteFile) -> None:
         if min(file.limit_seq, current.first_seq) <= file.first_seq:
             if not recovery.torn_bytes:
                 files.unlink(name)
+        elif file.limit_seq <= recovery.manifest.wal_floor:
+            files.unlink(name)
         elif (used_bytes := recovery.used_bytes.get(file.name)) is not None:
             fd = files.open(name, write=True)
             try:

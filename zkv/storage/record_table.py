@@ -1,27 +1,30 @@
 """The records of one store: version sets by key, over the log.
 
-Owns: the set of every key that is held, minting, joining, undo of a step that could not be logged, the order of keys within a partition.
-Must not know: files, quorums, peers. The one storage module that knows versions.
+Owns: the set of every key that is held, in layers; minting, joining, undo of a step that could not be logged.
+Must not know: files, quorums, peers. The one storage module that knows what a step is.
 
 A log record is the whole set of its key after a step, so the last record of a key is its state and recovery is assignment in log order.
 A step (all mints and joins of one turn) is applied first and logged at once; if the log refuses it, `roll_back` leaves no trace of it.
 A batch of plain puts is minted, joined and held as columns; whatever does not fit them goes record by record.
-This table is in memory; sealed segments will stand behind it. Source: 50-storage; 30-replication, versions.
+What was written since the log began its current file is in the active layer; older records wait in frozen layers until they are sealed, and
+the sealed ones stand behind. A key is looked up from the newest layer to the oldest. Source: 50-storage; 30-replication, versions.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from heapq import merge
+from itertools import groupby, islice
+from typing import Final, Protocol
 
-from zkv.core.columns import Columns, Held, overwriting, replaces_all, versions_of
+from zkv.core.columns import Columns, Held, logged_at, overwriting, replaces_all, versions_of
 from zkv.core.effects import Join, Mint
 from zkv.core.messages import Record, RecordBlock, Status
 from zkv.core.request_memory import Outcome, RequestMemory
 from zkv.core.versions import EMPTY, UNLOGGED, DotCollision, VersionSet, context_of_base, overwrite, sync, write
-from zkv.errors import TooLarge
+from zkv.errors import CorruptData, TooLarge
 from zkv.ids import Actor, RequestId, actor_of, bucket_prefix
+from zkv.storage.memory_table import MemoryTable
 
 #: stands for the actor of a delete, which mints no dot
 _NOBODY: Final = Actor(b"")
@@ -29,48 +32,125 @@ _NOBODY: Final = Actor(b"")
 MINT_BYTES_MAX: Final = 32 * 1024 * 1024
 
 
+#: keys of a scan that are looked up together
+_KEYS_AT_ONCE: Final = 256
 #: fewer puts than that are cheaper as sets of their own: columns of one key take twice the memory
 COLUMNS_MIN: Final = 4
 
 
+class Sealed(Protocol):
+    """The records that left memory. See storage/sealed."""
+
+    def __len__(self) -> int: ...
+
+    def look_up(self, keys: list[bytes]) -> tuple[dict[bytes, VersionSet], Set[bytes]]:
+        """(what is held of those keys that are held, keys whose record cannot be read)."""
+
+    def keys_of(self, partition: int, after: bytes) -> Iterator[bytes]:
+        """Keys above `after` in order; one may come that is not held any more, or twice."""
+
+
+_NOTHING: Final[tuple[Mapping[bytes, Held], Set[bytes]]] = ({}, frozenset())
+
+
 class RecordTable:
-    def __init__(self, open_id: bytes, memory: RequestMemory, partition_of: Callable[[bytes], int]) -> None:
-        """partition_of: how keys fall into partitions."""
-        self._sets: dict[bytes, Held] = {}
+    def __init__(
+        self,
+        open_id: bytes,
+        memory: RequestMemory,
+        partition_of: Callable[[bytes], int],
+        sealed: Sealed | None = None,
+    ) -> None:
+        """partition_of: how keys fall into partitions. sealed: what stands behind the memory."""
+        self._partition_of = partition_of
+        self._active = MemoryTable(partition_of)
+        self._sets = self._active.sets
+        #: oldest first
+        self._frozen: list[MemoryTable] = []
+        self._sealed = sealed
         self._memory = memory
         self._open_id = open_id
         self._birth = 1
         self.actor: Actor = actor_of(open_id, self._birth)
-        #: keys and what the step replaced there, and what it installed
+        #: keys and what the step replaced there in the active layer
         self._undo: list[tuple[list[bytes], list[Held | None]]] = []
+        #: what it installed
         self._fresh: list[VersionSet | Columns] = []
         #: (request, items) that the step added to the memory
         self._noted: list[tuple[RequestId, list[int]]] = []
-        #: partition -> its keys, without the new ones that nobody has asked for yet: these are in `_unplaced`
-        self._partitions: dict[int, dict[bytes, None]] = {}
-        self._unplaced: list[bytes] = []
-        self._unplaced_before = 0  # how many of them are of earlier steps
-        self._partition_of = partition_of
+        self._before = self._active.mark
+        #: of the step that was committed last: what `_undo` was, and how many of its keys were new
+        self._last_step: list[tuple[list[bytes], list[Held | None]]] = []
+        self._last_new = 0
         self.stamp_high = 0
         self.collisions = 0
 
     def __len__(self) -> int:
-        return len(self._sets)
+        """Keys held, tombstones among them; while sealed partitions are still unread, or after a recovery, some may be counted twice."""
+        sealed = 0 if self._sealed is None else len(self._sealed)
+        return sealed + self._active.new_keys + sum(table.new_keys for table in self._frozen)
 
     # --- recovery ---
 
     def load(self, block: RecordBlock) -> None:
         """Records as the log has them, in log order: later ones replace earlier ones."""
+        self._active.recovered = True
         if block.columns is not None:
-            self._install_columns(block.columns, list(map(self._sets.get, block.columns.keys)))
+            self._install_columns(block.columns, list(map(self._sets.get, block.columns.keys)), {})
             self.commit(0)
             return
         sets = self._sets
         for record in block.records:
             if record.versions.past or record.versions.cloud:
-                self._install(record.key, sets.get(record.key), record.versions)
+                self._install(record.key, sets.get(record.key), None, record.versions)
         self._note_all(block.records)
         self.commit(0)
+
+    # --- layers ---
+
+    @property
+    def frozen(self) -> tuple[MemoryTable, ...]:
+        """Layers that wait to be sealed, oldest first."""
+        return tuple(self._frozen)
+
+    def freeze(self, through_seq: int) -> None:
+        """All but the step committed last is at or below `through_seq`, where a log file ended: a layer that can be sealed."""
+        step = [(key, own) for keys, owns in self._last_step for key, own in zip(keys, owns, strict=True)]
+        came: dict[bytes, None] = {}
+        replaced = []
+        for key, own in step:
+            if own is not None and key not in came:
+                replaced.append(key)
+            came[key] = None
+        following = self._active.split(came, replaced, self._last_new, through_seq)
+        self._last_step = []
+        self._frozen.append(self._active)
+        self._active = following
+        self._sets = following.sets
+        self._before = following.mark
+
+    def later_than(self, layer: MemoryTable) -> list[MemoryTable]:
+        """The layers that hold newer records than this one."""
+        return [table for table in self._frozen if table.through_seq > layer.through_seq] + [self._active]
+
+    def thaw(self, through_seq: int) -> None:
+        """What the log holds up to here is sealed and can be looked up there."""
+        self._frozen = [table for table in self._frozen if table.through_seq > through_seq]
+
+    def _behind(self, keys: list[bytes], own: list[Held | None]) -> tuple[Mapping[bytes, Held], Set[bytes]]:
+        """(what older layers hold of the keys that the active one does not, keys whose record cannot be read)."""
+        if (not self._frozen and not self._sealed) or None not in own:
+            return _NOTHING
+        missing = [key for key, held in zip(keys, own, strict=True) if held is None]
+        found: dict[bytes, Held] = {}
+        for table in reversed(self._frozen):
+            sets = table.sets
+            found.update([(key, sets[key]) for key in missing if key in sets])
+            missing = [key for key in missing if key not in found]
+        if not self._sealed or not missing:
+            return found, _NOTHING[1]
+        sealed, unreadable = self._sealed.look_up(missing)
+        return found | sealed, unreadable
 
     # --- a step ---
 
@@ -89,8 +169,11 @@ class RecordTable:
             return None
         if any(self._memory.recall(request) is not None for request, _ in mint.segments):
             return None
-        held = list(map(self._sets.get, mint.keys))
-        following = overwriting(held, self.actor, mint.covered)
+        own = list(map(self._sets.get, mint.keys))
+        older, unreadable = self._behind(mint.keys, own)
+        if unreadable:
+            return None
+        following = overwriting(_over(mint.keys, own, older), self.actor, mint.covered)
         if following is None:
             return None
         columns = Columns(
@@ -107,7 +190,7 @@ class RecordTable:
             None if mint.voids is None else {i: voids for i, voids in enumerate(mint.voids) if voids},
             following[1],
         )
-        self._install_columns(columns, held)
+        self._install_columns(columns, own, older)
         return columns
 
     def _mint_rows(self, mint: Mint) -> tuple[RecordBlock, list[int], list[int] | None]:
@@ -115,6 +198,7 @@ class RecordTable:
         counters: list[int] = []
         failed: dict[int, int] = {}
         sets, actor, stamp = self._sets, self.actor, mint.stamp
+        older, unreadable = self._behind(mint.keys, list(map(sets.get, mint.keys)))
         request: RequestId | None = None
         known: Outcome | None = None
         minted: list[int] = []
@@ -144,7 +228,11 @@ class RecordTable:
                 # another try of it was carried out while this one waited for its pasts: what became of it is that one's to say
                 failed[len(records) + len(failed)] = Status.QUORUM_NOT_MET
                 continue
-            before = sets.get(key)
+            own = sets.get(key)
+            if own is None and key in unreadable:
+                failed[len(records) + len(failed)] = Status.CORRUPT
+                continue
+            before = older.get(key) if own is None else own
             current = versions_of(before)
             if covered is not EMPTY and replace:
                 covered = context_of_base(covered, current)
@@ -176,7 +264,7 @@ class RecordTable:
                     failed[len(records) + len(failed)] = Status.OVERLOADED
                     continue
             if versions.past or versions.cloud:
-                self._install(key, before, versions)
+                self._install(key, own, before, versions)
             records.append(Record(key, version, fence, (session, sequence, item, counter), versions))
             counters.append(counter)
             minted.append(item)
@@ -199,13 +287,22 @@ class RecordTable:
         if join.block.columns is not None:
             columns = join.block.columns
             held = list(map(sets.get, columns.keys))
-            if replaces_all(columns, held):
-                self._install_columns(columns, held)
+            older, unreadable = self._behind(columns.keys, held)
+            if not unreadable and replaces_all(columns, _over(columns.keys, held, older)):
+                self._install_columns(columns, held, older)
                 return join.block, 0, None, []
+        else:
+            keys = join.block.keys
+            older, unreadable = self._behind(keys, list(map(sets.get, keys)))
         records = join.block.records
         for i, record in enumerate(records):
             theirs = record.versions
-            before = sets.get(record.key)
+            own = sets.get(record.key)
+            if own is None and record.key in unreadable and not join.restores:
+                failed[i] = Status.CORRUPT
+                untouched = False
+                continue
+            before = older.get(record.key) if own is None else own
             mine = versions_of(before)
             if mine is None:
                 joined = theirs
@@ -228,7 +325,7 @@ class RecordTable:
                         held_seq = max(held_seq, mine.log_seq)
                         continue
                     record = Record(record.key, record.row_version, record.fence, record.request, joined)
-            self._install(record.key, before, joined)
+            self._install(record.key, own, before, joined)
             changed.append(record)
         self._note_all(changed)
         statuses = [failed.get(i, int(Status.OK)) for i in range(len(records))] if failed else None
@@ -279,32 +376,37 @@ class RecordTable:
         for request, items in self._noted:
             for item in items:
                 self._memory.forget(request, item)
-        del self._unplaced[self._unplaced_before :]
+        self._active.rewind(self._before)
         self._forget_step()
 
     def _forget_step(self) -> None:
-        self._undo.clear()
+        self._last_step, self._undo = self._undo, []
+        self._last_new = self._active.new_keys - self._before[1]
         self._fresh.clear()
         self._noted.clear()
-        self._unplaced_before = len(self._unplaced)
+        self._before = self._active.mark
 
-    def _install(self, key: bytes, before: Held | None, versions: VersionSet) -> None:
-        self._undo.append(([key], [before]))
+    def _install(self, key: bytes, own: Held | None, before: Held | None, versions: VersionSet) -> None:
+        """own: what the active layer holds. before: what any layer does."""
+        self._undo.append(([key], [own]))
         self._fresh.append(versions)
         versions.log_seq = UNLOGGED
         self._sets[key] = versions
-        if before is None:
-            self._unplaced.append(key)
+        if own is None:
+            self._active.added((key,))
+            self._active.new_keys += before is None
 
-    def _install_columns(self, columns: Columns, held: list[Held | None]) -> None:
-        """Columns in the place of what is held of their keys, and what else they tell."""
+    def _install_columns(self, columns: Columns, own: list[Held | None], older: Mapping[bytes, Held]) -> None:
+        """Columns in the place of what is held of their keys, here (own) and in older layers, and what else they tell."""
         keys = columns.keys
-        self._undo.append((keys, held))
+        self._undo.append((keys, own))
         self._fresh.append(columns)
         columns.log_seq = UNLOGGED
         self._sets.update(zip(keys, columns.places(), strict=True))
-        if None in held:
-            self._unplaced += keys if not any(held) else [k for k, h in zip(keys, held, strict=True) if h is None]
+        if None in own:
+            fresh = keys if not any(own) else [k for k, h in zip(keys, own, strict=True) if h is None]
+            self._active.added(fresh)
+            self._active.new_keys += len(fresh) - len(older)
         start = 0
         for session, sequence, items in columns.runs:
             end = start + len(items)
@@ -350,78 +452,87 @@ class RecordTable:
 
     # --- reading ---
 
-    def held(self, keys: list[bytes]) -> list[Held | None]:
-        """What is held of each key."""
-        return list(map(self._sets.get, keys))
+    def find(self, keys: list[bytes]) -> tuple[list[Held | None], Set[bytes]]:
+        """(what is held of each key, keys whose record cannot be read)."""
+        own = list(map(self._sets.get, keys))
+        older, unreadable = self._behind(keys, own)
+        return _over(keys, own, older), unreadable
 
     def logged_at(self, held: list[Held | None]) -> int:
         """The log position that must be durable before strict readers may see all of these."""
-        seqs = [h[0].log_seq if type(h) is tuple else h.log_seq for h in held if h is not None]  # type: ignore[union-attr]
-        return max(seqs, default=0)
+        return max([logged_at(h) for h in held if h is not None], default=0)
 
     def read(self, keys: list[bytes]) -> tuple[list[VersionSet | None], int]:
-        """The set of each key, and `logged_at` of them."""
-        held = self.held(keys)
+        """The set of each key, and `logged_at` of them. Raises: CorruptData if one of them cannot be read."""
+        held, unreadable = self.find(keys)
+        if unreadable:
+            raise CorruptData(f"the records of {len(unreadable)} keys cannot be read, {min(unreadable)!r} among them")
         return [versions_of(h) for h in held], self.logged_at(held)
 
     def scan(self, bucket_id: int, partition: int, after: bytes, limit: int) -> tuple[list[bytes], bool]:
         """At most `limit` stored keys of a bucket in a partition, in order, above `after`; and whether more follow.
 
-        Keys that are only tombstones are left out; a key alive on another replica is in that replica's page.
+        Keys that are only tombstones are left out; a key alive on another replica is in that replica's page. Raises: CorruptData.
         """
-        self._place()
         prefix = bucket_prefix(bucket_id)
-        keys = sorted(k for k in self._partitions.get(partition, ()) if k.startswith(prefix) and self._is_alive(k))
-        start = bisect_right(keys, after) if after else 0
-        return keys[start : start + limit], start + limit < len(keys)
-
-    def _is_alive(self, key: bytes) -> bool:
-        held = self._sets[key]
-        return type(held) is tuple or bool(held.siblings)  # type: ignore[union-attr]
+        found: list[bytes] = []
+        for keys, held in self._in_order(partition, max(after, prefix)):
+            for key, one in zip(keys, held, strict=True):
+                if not key.startswith(prefix):
+                    if key > prefix:
+                        return found, False
+                elif type(one) is tuple or one.siblings:  # type: ignore[union-attr]
+                    if len(found) == limit:
+                        return found, True
+                    found.append(key)
+        return found, False
 
     def page(
         self, partitions: list[int], after: bytes, bytes_max: int
     ) -> tuple[list[bytes], list[VersionSet], int, bytes, bool]:
         """Whole sets of these partitions in order, beginning above `after` in the first, until `bytes_max` is passed.
 
-        (keys, sets, partition and key to go on from, whether nothing follows).
+        (keys, sets, partition and key to go on from, whether nothing follows). Raises: CorruptData.
         """
-        self._place()
         keys: list[bytes] = []
         sets: list[VersionSet] = []
         size = 0
         for place, partition in enumerate(partitions):
-            held = sorted(self._partitions.get(partition, ()))
-            start = bisect_right(held, after) if place == 0 and after else 0
-            for key in held[start:]:
-                if size >= bytes_max:
-                    return keys, sets, partition, keys[-1] if keys[-1] in self._partitions[partition] else b"", False
-                versions = versions_of(self._sets[key])
-                assert versions is not None, "placed keys are held"
-                keys.append(key)
-                sets.append(versions)
-                size += len(key) + 64 + sum(len(s.value) for s in versions.siblings)
+            last = b""
+            for here, held in self._in_order(partition, b"" if place else after):
+                for key, one in zip(here, held, strict=True):
+                    if size >= bytes_max:
+                        return keys, sets, partition, last, False
+                    versions = versions_of(one)
+                    assert versions is not None
+                    keys.append(key)
+                    sets.append(versions)
+                    size += len(key) + 64 + sum(len(s.value) for s in versions.siblings)
+                    last = key
         return keys, sets, 0, b"", True
 
-    def _place(self) -> None:
-        """New keys into their partitions."""
-        for key in self._unplaced:
-            self._partitions.setdefault(self._partition_of(key), {})[key] = None
-        self._unplaced.clear()
-        self._unplaced_before = 0
+    def _in_order(self, partition: int, after: bytes) -> Iterator[tuple[list[bytes], list[Held]]]:
+        """All that is held in a partition above `after`, some keys at a time. Raises: CorruptData."""
+        layers: list[Iterable[bytes]] = [table.keys_of(partition, after) for table in (*self._frozen, self._active)]
+        if self._sealed:
+            layers.append(self._sealed.keys_of(partition, after))
+        ordered = (key for key, _ in groupby(merge(*layers)))
+        while keys := list(islice(ordered, _KEYS_AT_ONCE)):
+            held, unreadable = self.find(keys)
+            if unreadable:
+                raise CorruptData(
+                    f"the records of {len(unreadable)} keys cannot be read, {min(unreadable)!r} among them"
+                )
+            alive = [(key, one) for key, one in zip(keys, held, strict=True) if one is not None]
+            yield [key for key, _ in alive], [one for _, one in alive]
 
     def check_invariants(self) -> None:
-        live: dict[int, tuple[Columns, int]] = {}
-        for key, held in self._sets.items():
-            if type(held) is tuple:
-                columns, i = held
-                assert columns.keys[i] == key
-                live[id(columns)] = (columns, live.get(id(columns), (columns, 0))[1] + 1)
-            versions = versions_of(held)
-            assert versions is not None
-            versions.check_invariants()
-        for columns, count in live.values():
-            columns.check_invariants()
-            assert columns.live == count, f"{columns} is held at {count} places"
-        self._place()
-        assert sum(len(keys) for keys in self._partitions.values()) == len(self._sets)
+        for table in (*self._frozen, self._active):
+            table.check_invariants()
+
+
+def _over(keys: list[bytes], own: list[Held | None], older: Mapping[bytes, Held]) -> list[Held | None]:
+    """What is held of each key: in the active layer, else in an older one."""
+    if not older:
+        return own
+    return [older.get(key) if held is None else held for key, held in zip(keys, own, strict=True)]

@@ -90,6 +90,8 @@ class Recovery:
     corrupt: list[CorruptRange] = field(default_factory=list)
     #: log files in which a byte is wrong; copies of them are in quarantine/
     damaged_files: list[str] = field(default_factory=list)
+    #: sealed segments that the manifest names and that cannot be opened
+    lost_segments: list[str] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     log_files: list[LogFile] = field(default_factory=list)
     #: name -> where the preallocated rest begins, for files that were read
@@ -100,7 +102,7 @@ class Recovery:
     @property
     def degraded(self) -> bool:
         """Durable records are missing, or may be: nothing that this store does not have counts as absent."""
-        return bool(self.corrupt) or self.manifest_fell_back
+        return bool(self.corrupt or self.lost_segments) or self.manifest_fell_back
 
     def batches(self) -> Iterator[Batch]:
         """Every kept batch in order, marks left out. Raises: CorruptData if a file changed since, OSError."""

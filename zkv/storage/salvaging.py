@@ -17,18 +17,18 @@ from zkv.codec.segment import (
     BLOCK_RECORDS_MAX,
     FOOTER_BYTES,
     HEADER_BYTES,
-    Run,
     SegmentHeader,
     SegmentRecord,
-    decode_directory,
     decode_footer,
     record_at,
     scan_frames,
     seed_of,
 )
+from zkv.codec.segment_index import Run, decode_directory
+from zkv.core.ring import record_hash
 from zkv.errors import CorruptData
 from zkv.storage.files import FileSystem, read_whole
-from zkv.storage.sealing import digest_of, hash_of
+from zkv.storage.sealing import digest_of
 from zkv.storage.segment import SegmentSummary
 from zkv.storage.segment_writer import SegmentWriter
 
@@ -80,7 +80,7 @@ def salvage(files: FileSystem, job: SalvageJob) -> Salvage:
     writer = SegmentWriter(files, job.output, header, block_records_max=job.block_records_max)
     try:
         for pid, records in _blocks(job, data, seed, lost):
-            hashes = [hash_of(record.key, job.hash_seed) for record in records]
+            hashes = [record_hash(record.key, job.hash_seed, job.shift) for record in records]
             writer.add(pid, hashes, [digest_of(record.meta) for record in records], records)
         if writer.records:
             return Salvage(writer.finish(), lost)
@@ -123,7 +123,7 @@ def _blocks(job: SalvageJob, data: bytes, seed: int, lost: list[Lost]) -> Iterat
 
 def _check_order(job: SalvageJob, pid: int, records: list[SegmentRecord], last_key: bytes) -> None:
     for record in records:
-        if record.key <= last_key or hash_of(record.key, job.hash_seed) >> job.shift != pid:
+        if record.key <= last_key or record_hash(record.key, job.hash_seed, job.shift) >> job.shift != pid:
             raise CorruptData(f"record {record.seq} is not where it belongs")
         last_key = record.key
 

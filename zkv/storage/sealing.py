@@ -8,7 +8,7 @@ Source: storage reference, 6.5 point 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby, islice
 from operator import itemgetter
 from typing import Final, TypeVar
@@ -19,25 +19,18 @@ from zkv.codec.block import LZ4
 from zkv.codec.log import FILE_HEADER_BYTES, Batch, chain_seed, read_batches, scan_file
 from zkv.codec.records import block_from_log, set_to_bytes
 from zkv.codec.segment import EXPIRES, TOMBSTONE, SegmentHeader, SegmentRecord
-from zkv.core.columns import Held, versions_of
-from zkv.core.ring import position_of
+from zkv.core.columns import Held, logged_at, versions_of
+from zkv.core.ring import record_hash
 from zkv.errors import CorruptData, ProtocolError
 from zkv.storage.files import FileSystem, read_whole
 from zkv.storage.segment import SegmentSummary
 from zkv.storage.segment_jobs import LogSource, SealJob
 from zkv.storage.segment_writer import SegmentWriter
 
-#: the hash 0 stands for "nothing" in the index
-_HASH_OF_0: Final = 1
 #: records that are encoded and handed on at a time
 _RUN: Final = 256
 _T = TypeVar("_T")
 _first = itemgetter(0)
-
-
-def hash_of(key: bytes, seed: int) -> int:
-    """The 64-bit hash by which a stored key is indexed and placed."""
-    return position_of(key, seed) or _HASH_OF_0
 
 
 def digest_of(meta: bytes) -> int:
@@ -67,9 +60,21 @@ def seal(files: FileSystem, job: SealJob) -> SegmentSummary | None:
     state: dict[bytes, tuple[int, Held]] = {}
     for source, offset, batch in _batches(files, job):
         _take(state, job, source, offset, batch)
+    return _write(files, job, state)
+
+
+def seal_layer(files: FileSystem, job: SealJob, sets: Mapping[bytes, Held]) -> SegmentSummary | None:
+    """The same from what memory holds of these log files, for when they cannot be read any more. Takes the caller's time.
+
+    A seq is that of the last record of its step here: above the key's older records and below its later ones all the same.
+    """
+    return _write(files, job, {key: (logged_at(held), held) for key, held in sets.items()})
+
+
+def _write(files: FileSystem, job: SealJob, state: Mapping[bytes, tuple[int, Held]]) -> SegmentSummary | None:
     if not state:
         return None
-    hashes = {key: hash_of(key, job.hash_seed) for key in state}
+    hashes = {key: record_hash(key, job.hash_seed, job.shift) for key in state}
     shift = job.shift
     order = sorted((hashed >> shift, key) for key, hashed in hashes.items())
     header = SegmentHeader(LZ4, shift, job.store_id, job.segment_id, job.hash_seed)

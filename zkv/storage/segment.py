@@ -13,26 +13,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from zkv.codec.block import decompress
+from zkv.codec.block import CODEC_NAMES, decompress
 from zkv.codec.segment import (
     FOOTER_BYTES,
     HEADER_BYTES,
     INDEX_ROW_BYTES,
     SLOT_BITS,
-    Directory,
     Footer,
     Frame,
-    KeyIndex,
     SegmentHeader,
     SegmentRecord,
     chunk_of,
-    decode_directory,
     decode_footer,
     decode_header,
-    decode_index,
     record_at,
     seed_of,
 )
+from zkv.codec.segment_index import Directory, KeyIndex, decode_directory, decode_index
 from zkv.errors import CorruptData, VersionMismatch
 from zkv.storage.files import FileSystem
 
@@ -207,3 +204,31 @@ def _at(path: str, offset: int, read: Callable[_P, _T], *args: _P.args, **kwargs
         return read(*args, **kwargs)
     except (CorruptData, VersionMismatch) as error:
         raise type(error)(f"{path}, offset {offset}: {error}") from error
+
+
+def summary_of(files: FileSystem, path: str, store_id: bytes) -> SegmentSummary:
+    """What a file says of itself, where no manifest does. Raises: CorruptData, VersionMismatch, OSError."""
+    fd = files.open(path)
+    try:
+        size = files.size(fd)
+        header = _at(path, 0, decode_header, files.pread(fd, HEADER_BYTES, 0))
+        offset = max(0, size - FOOTER_BYTES)
+        seed = seed_of(header.store_id, header.segment_id)
+        footer, crc = _at(path, offset, decode_footer, files.pread(fd, FOOTER_BYTES, offset), seed)
+    finally:
+        files.close(fd)
+    if header.store_id != store_id or footer.segment_id != header.segment_id or footer.file_bytes != size:
+        raise CorruptData(f"{path}: is no whole segment of this store")
+    return SegmentSummary(
+        footer.segment_id,
+        footer.records,
+        footer.tombstones,
+        footer.raw_bytes,
+        size,
+        footer.min_seq,
+        footer.max_seq,
+        footer.min_expires_ms,
+        footer.max_expires_ms,
+        crc,
+        CODEC_NAMES[footer.codec],
+    )

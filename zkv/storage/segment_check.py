@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from zkv.codec.records import set_from_bytes
-from zkv.codec.segment import INDEX_ROW_BYTES, SLOT_BITS, KeyIndex, SegmentRecord, record_at
+from zkv.codec.segment import INDEX_ROW_BYTES, SLOT_BITS, SegmentRecord, record_at
+from zkv.codec.segment_index import KeyIndex
+from zkv.core.ring import record_hash
 from zkv.errors import CorruptData, VersionMismatch, ZkvError
 from zkv.ids import checksum_of
 from zkv.storage.files import FileSystem
-from zkv.storage.sealing import digest_of, hash_of
-from zkv.storage.segment import Segment
+from zkv.storage.manifest import Manifest
+from zkv.storage.opening import segment_path
+from zkv.storage.sealing import digest_of
+from zkv.storage.segment import Segment, SegmentSummary
 from zkv.storage.segment_jobs import SegmentSource
 
 
@@ -101,7 +105,7 @@ class SegmentCheck:
         header = segment.header
         if record.key <= last_key:
             self._wrong(f"record {record.seq} is out of order", pid)
-        if hash_of(record.key, header.hash_seed) >> header.shift != pid:
+        if record_hash(record.key, header.hash_seed, header.shift) >> header.shift != pid:
             self._wrong(f"record {record.seq} is not of partition {pid}", pid)
         try:
             versions = set_from_bytes(record.meta, record.values)
@@ -135,3 +139,9 @@ def check_segment(files: FileSystem, source: SegmentSource) -> list[Damage]:
     for _ in check.steps():
         pass
     return check.damages
+
+
+def checks_of(files: FileSystem, path: str, manifest: Manifest) -> list[SegmentCheck]:
+    """One check for each segment that the manifest of the directory `path` names. Raises: CorruptData for one that it does not describe."""
+    summaries = [SegmentSummary.from_tree(tree) for tree in manifest.segments]
+    return [SegmentCheck(files, SegmentSource(segment_path(path, s.id), s)) for s in summaries]

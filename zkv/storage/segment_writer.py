@@ -26,20 +26,17 @@ from zkv.codec.segment import (
     SLOT_BITS,
     TOMBSTONE,
     Footer,
-    Run,
     SegmentHeader,
     SegmentRecord,
-    encode_directory,
     encode_footer,
     encode_frame,
     encode_header,
-    encode_index,
     encode_payload,
     encode_record,
-    new_index,
     room_of,
     seed_of,
 )
+from zkv.codec.segment_index import Run, encode_directory, encode_index, new_index
 from zkv.errors import CorruptData, StorageError
 from zkv.storage.files import FileSystem, write_whole
 from zkv.storage.segment import Segment, SegmentSummary

@@ -118,7 +118,12 @@ def verify_directory(
         _log(report, recovery)
         for kept in recovery.kept:
             _records(report, replace(recovery, kept=[kept]), f"{WAL}/{kept.file.name}")
-        for checker in segments(manifest):
+        try:
+            checkers = list(segments(manifest))
+        except CorruptData as error:
+            report.damaged(MANIFEST, str(error))
+            checkers = []
+        for checker in checkers:
             _segment(report, checker)
         if files.is_directory(f"{path}/{QUARANTINE}") and (names := files.listdir(f"{path}/{QUARANTINE}")):
             report.notes.append(f"{QUARANTINE}/ keeps {len(names)} damaged files of earlier starts")

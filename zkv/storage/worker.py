@@ -59,7 +59,7 @@ class Worker(Protocol):
 class ThreadWorker:
     """Jobs on one daemon thread (a process that dies without `stop` must not hang on it)."""
 
-    __slots__ = ("_busy_since_ns", "_completed", "_on_wake", "_queue", "_run", "_thread", "_wake_error")
+    __slots__ = ("_busy_since_ns", "_completed", "_ended", "_on_wake", "_queue", "_run", "_thread", "_wake_error")
 
     def __init__(
         self, on_wake: Callable[[], None], run: Callable[[Job], None] = Job.run_caught, name: str = "zkv-log-sync"
@@ -80,6 +80,8 @@ class ThreadWorker:
         while (job := self._queue.get()) is not None:
             began_ns = self._busy_since_ns = time.monotonic_ns()
             self._run(job)
+            with self._ended:
+                self._ended.notify_all()
             job.took_ns = time.monotonic_ns() - began_ns
             self._busy_since_ns = 0
             self._completed.append(job)

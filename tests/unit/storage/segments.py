@@ -11,22 +11,15 @@ from tests.unit.storage.faulty import FaultyFiles
 from zkv.codec.block import LZ4
 from zkv.codec.log import FileHeader, chain_seed, encode_batch_header, encode_file_header
 from zkv.codec.records import block_to_log, set_from_bytes
-from zkv.codec.segment import (
-    FOOTER_BYTES,
-    SegmentHeader,
-    SegmentRecord,
-    decode_footer,
-    encode_directory,
-    encode_footer,
-    encode_index,
-    seed_of,
-)
+from zkv.codec.segment import FOOTER_BYTES, SegmentHeader, SegmentRecord, decode_footer, encode_footer, seed_of
+from zkv.codec.segment_index import encode_directory, encode_index
 from zkv.core.columns import Columns
 from zkv.core.messages import Record, RecordBlock
+from zkv.core.ring import record_hash
 from zkv.core.versions import Sibling, VersionSet
 from zkv.ids import Actor, checksum_of, stored_key
 from zkv.storage.files import FileSystem, read_whole, write_whole
-from zkv.storage.sealing import digest_of, hash_of, record_of
+from zkv.storage.sealing import digest_of, record_of
 from zkv.storage.segment import Segment, SegmentSummary, record_at
 from zkv.storage.segment_jobs import LogSource, SealJob, SegmentSource
 from zkv.storage.segment_writer import SegmentWriter
@@ -75,7 +68,7 @@ def key(number: int) -> bytes:
 
 
 def pid_of(stored: bytes, shift: int = SHIFT) -> int:
-    return hash_of(stored, SEED) >> shift
+    return record_hash(stored, SEED, shift) >> shift
 
 
 def write_segment(
@@ -93,14 +86,14 @@ def write_segment(
     writer = SegmentWriter(files, path, header, block_records_max=block_records_max)
     for stored, seq, versions in sorted(sets, key=lambda item: (pid_of(item[0], shift), item[0])):
         record = record_of(stored, seq, versions)
-        writer.add(pid_of(stored, shift), [hash_of(stored, SEED)], [digest_of(record.meta)], [record])
+        writer.add(pid_of(stored, shift), [record_hash(stored, SEED, shift)], [digest_of(record.meta)], [record])
     return writer.finish()
 
 
 def get(segment: Segment, stored: bytes) -> SegmentRecord | None:
     """As an index finds it: by hash in the key index, then one block."""
-    index = segment.key_index(hash_of(stored, SEED) >> segment.header.shift)
-    hashed = hash_of(stored, SEED)
+    hashed = record_hash(stored, SEED, segment.header.shift)
+    index = segment.key_index(hashed >> segment.header.shift)
     if index is None or hashed not in index.hashes:
         return None
     place = index.places[index.hashes.index(hashed)]

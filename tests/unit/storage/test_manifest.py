@@ -28,6 +28,9 @@ FULL = Manifest(
     fsync="interval",
     open_ids=(b"12345678", b"abcdefgh"),
     known_corrupt=((3, 4), (9, 9)),
+    segments=({"id": 7, "records": 100},),
+    next_segment=8,
+    shared_hashes=(2**63, 5),
     extra={"phase": "active", "stores": {"a": b"b"}},
 )
 
@@ -38,7 +41,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def framed(body: bytes, version: int = 1) -> bytes:
+def framed(body: bytes, version: int = 2) -> bytes:
     front = struct.pack("<4sHHI", b"ZKVM", version, 0, len(body))
     return front + struct.pack("<I", crc32(front + body)) + body
 
@@ -64,8 +67,17 @@ def test_manifest_damage_anywhere_is_seen() -> None:
 
 
 def test_manifest_of_a_newer_version_is_named_whatever_its_body() -> None:
-    with pytest.raises(VersionMismatch, match="manifest version 2; this build reads version 1"):
-        decode_manifest(framed(b"anything", version=2))
+    with pytest.raises(VersionMismatch, match="manifest version 3; this build reads versions 1 to 2"):
+        decode_manifest(framed(b"anything", version=3))
+    with pytest.raises(VersionMismatch, match="manifest version 0"):
+        decode_manifest(framed(b"anything", version=0))
+
+
+def test_manifest_of_version_1_has_no_segments() -> None:
+    old = {name: GOOD[name] for name in GOOD if name not in ("segments", "next_segment", "shared_hashes")}
+    assert decode_manifest(framed(dumps(old), version=1)) == Manifest(StoreId(STORE_ID))
+    with pytest.raises(CorruptData, match="wrong body"):
+        decode_manifest(framed(dumps(old)))
 
 
 GOOD: dict[str, Any] = {
@@ -81,6 +93,9 @@ GOOD: dict[str, Any] = {
     "fsync": "group",
     "open_ids": b"",
     "known_corrupt": [],
+    "segments": [],
+    "next_segment": 1,
+    "shared_hashes": [],
     "extra": {},
 }
 
@@ -98,6 +113,11 @@ GOOD: dict[str, Any] = {
         {"known_corrupt": 5},
         {"unknown": 1},
         {"extra": []},
+        {"segments": [7]},
+        {"segments": None},
+        {"next_segment": "1"},
+        {"shared_hashes": [-1]},
+        {"shared_hashes": 3},
     ],
 )
 def test_manifest_with_a_right_checksum_and_a_wrong_body_is_corrupt(changes: dict[str, Any]) -> None:

@@ -144,7 +144,7 @@ def test_values_of_a_batch_that_is_mostly_overwritten_are_given_up() -> None:
         )
         table.mint(again)
         table.commit(number)
-    kept = [h[0] for h in table.held(KEYS[7:]) if type(h) is tuple]
+    kept = [h[0] for h in table.find(KEYS[7:])[0] if type(h) is tuple]
     assert len(kept) == 5 and all(c is not columns for c in kept), "what is left moved on, so the old values can go"
     table.check_invariants()
 
@@ -173,7 +173,7 @@ def test_large_value_that_is_overwritten_is_given_up_although_its_neighbours_sta
         table.commit(number)
         kept += new
     table.check_invariants()
-    holders = {id(h[0]): h[0] for h in table.held([hot, *kept]) if type(h) is tuple}
+    holders = {id(h[0]): h[0] for h in table.find([hot, *kept])[0] if type(h) is tuple}
     assert sum(columns.value_bytes for columns in holders.values()) < 2 * 10_000 + 4 * len(kept)
 
 
@@ -202,4 +202,4 @@ def test_keys_of_a_step_that_was_rolled_back_leave_nothing_behind() -> None:
         )
         table.mint(mint)
         table.roll_back()
-    assert len(table) == 0 and not table._unplaced
+    assert len(table) == 0 and not table._active._unplaced

@@ -30,12 +30,13 @@ from tests.unit.storage.segments import (
 )
 from zkv.codec.block import LZ4
 from zkv.codec.segment import FRAME_BYTES, SegmentHeader, SegmentRecord
+from zkv.core.ring import record_hash
 from zkv.core.versions import VersionSet
 from zkv.errors import CorruptData
 from zkv.storage.files import read_whole
 from zkv.storage.merging import merge
 from zkv.storage.salvaging import PIDS_MAX, Salvage, SalvageJob, salvage
-from zkv.storage.sealing import digest_of, hash_of, record_of
+from zkv.storage.sealing import digest_of, record_of
 from zkv.storage.segment import Segment, SegmentSummary
 from zkv.storage.segment_check import Damage, SegmentCheck, check_segment
 from zkv.storage.segment_jobs import MergeJob, SegmentSource
@@ -135,7 +136,7 @@ def damage_of(**wrong: Any) -> Damage:
             record = record._replace(**wrong["record"])
         pid = pid_of(stored) + (4 if stored == keys[-1] and "pid" in wrong else 0)
         digest = digest_of(record.meta) ^ (1 if first and "digest" in wrong else 0)
-        writer.add(pid, [hash_of(stored, SEED)], [digest], [record])
+        writer.add(pid, [record_hash(stored, SEED, SHIFT)], [digest], [record])
     found = check_segment(files, SegmentSource(PATH, replace(writer.finish(), **wrong.get("summary", {}))))
     assert len(found) == 1
     return found[0]
@@ -159,7 +160,7 @@ def test_a_record_out_of_order_is_damage() -> None:
     writer = SegmentWriter(files, PATH, SegmentHeader(LZ4, SHIFT, STORE_ID, 1, SEED))
     for stored in sorted([key(n) for n in range(20) if pid_of(key(n)) == 0], reverse=True):
         record = record_of(stored, 7, one(b"a"))
-        writer.add(0, [hash_of(stored, SEED)], [digest_of(record.meta)], [record])
+        writer.add(0, [record_hash(stored, SEED, SHIFT)], [digest_of(record.meta)], [record])
         writer._last_key = b""
     found = check_segment(files, SegmentSource(PATH, writer.finish()))
     assert found and all("record 7 is out of order" in damage.what for damage in found)
@@ -355,7 +356,7 @@ def test_a_block_whose_records_do_not_belong_there_is_lost() -> None:
     for pid in (0, 1):
         stored = next(key(n) for n in range(100) if pid_of(key(n)) == 0)
         record: SegmentRecord = record_of(stored, 1, VersionSet((sibling(b"a"),), {ACTOR: 1}))
-        writer.add(pid, [hash_of(stored, SEED)], [1], [record])
+        writer.add(pid, [record_hash(stored, SEED, SHIFT)], [1], [record])
     assert isinstance(writer.finish(), SegmentSummary)
     result = salvage(files, job())
     assert result.summary is not None and result.summary.records == 1

@@ -38,6 +38,8 @@ from zkv.ports import Frames, Inbox
 from zkv.storage.log_store import LogStore
 from zkv.storage.opening import LogOptions
 from zkv.storage.record_table import RecordTable
+from zkv.storage.sealed_opening import open_sealed
+from zkv.storage.upkeep import Upkeep
 from zkv.storage.worker import InlineWorker, Job
 from zkv.testing.sim.disk import SimFiles
 
@@ -50,6 +52,8 @@ SECOND: Final = 1_000_000_000
 NOTICED_NS: Final = 1_500 * MS
 RECONNECT_NS: Final = 120 * MS
 PARTITIONS: Final = 8
+#: small, so that records are read again from their segments
+CACHE_BYTES: Final = 2_048
 FRAMES_KEPT: Final = 64
 RESTART_NS: Final = 300 * MS
 #: what arrives within this time is one turn's work
@@ -252,6 +256,14 @@ class World:
                 self.after(RECONNECT_NS + self.dice.randrange(100 * MS), self.link, other.index, index)
 
 
+def _nobody() -> None:
+    """Nobody waits for a wake-up: the node is told in its own way."""
+
+
+def _nobody_reads(level: str, event: str, text: str) -> None:
+    """The operator's log of a simulated node."""
+
+
 class _Worker(InlineWorker):
     """Slow jobs that end when the disk of the plan has had its time."""
 
@@ -276,6 +288,15 @@ class _Worker(InlineWorker):
             # what nobody waits for is no cause of a turn of its own: it is taken in with the next
             if self._node.driver.awaits_sync or any(job.error is not None for job in jobs):
                 self._node.turn_soon()
+
+
+class _Helper(_Worker):
+    """Seals and merges: somebody always goes on when one has ended."""
+
+    def _ended(self, life: int) -> None:
+        if self._node.life == life and self._node.up and self.pending:
+            self.run_pending()
+            self._node.turn_soon()
 
 
 class _NodeClock:
@@ -377,11 +398,23 @@ class SimNode(Node):
         )
         self.recovery = recovery
         self._document = self._own_cluster(self._log)
+        seed, shift = self._document.hash_seed, 64 - (self._document.partitions.bit_length() - 1)
+        self._sealed = open_sealed(
+            self.files,
+            "/data",
+            self._log,
+            recovery,
+            partitions=self._document.partitions,
+            hash_seed=seed,
+            cache_bytes=CACHE_BYTES,
+            note=_nobody_reads,
+        )
         self._judge_synced(self._log, recovery)
         extra = self._log.manifest.extra
         memory = RequestMemory()
-        seed, shift = self._document.hash_seed, 64 - (self._document.partitions.bit_length() - 1)
-        self.table = self._table = RecordTable(self._log.open_id, memory, lambda key: position_of(key, seed) >> shift)
+        self.table = self._table = RecordTable(
+            self._log.open_id, memory, lambda key: position_of(key, seed) >> shift, self._sealed
+        )
         for batch in recovery.batches():
             self.table.load(self.read_block(batch.body))
         world.watch.on_table(self)
@@ -400,6 +433,8 @@ class SimNode(Node):
             self._log.update_manifest(extra=dict(extra) | {"boot": boot})
             if not recovery.created and not recovery.clean_shutdown:
                 view.forgetful_until_ns = view.now_ns + FORGETFUL_NS
+        if self._log.manifest.wal_floor > 1:
+            view.forgetful_until_ns = view.now_ns + FORGETFUL_NS
         phase = extra["phase"]
         if phase == ACTIVE:
             view.adopt(self._document, world.document_bytes)
@@ -427,7 +462,17 @@ class SimNode(Node):
             fsync=world.plan.fsync,
             adopt=self._adopt,
             mark_synced=self._mark_synced,
-            note=lambda level, event, text: None,
+            note=_nobody_reads,
+            upkeep=Upkeep(
+                self.files,
+                "/data",
+                self._log,
+                self.table,
+                self._sealed,
+                _Helper(_nobody, self),
+                _Helper(_nobody, self),
+                _nobody_reads,
+            ),
         )
 
     def _mark_synced(self) -> None:
