@@ -21,6 +21,7 @@ from zkv.core.events import Event, Route
 from zkv.core.messages import Kind, RecordBlock, Status
 from zkv.core.node_state import NodeState
 from zkv.core.versions import UNLOGGED
+from zkv.driver_single import SingleTurns
 from zkv.errors import DiskFull, ProtocolError, VersionMismatch
 from zkv.ids import NodeId
 from zkv.ports import Clock, Frames, Inbox, Log, Transport
@@ -84,6 +85,16 @@ class Driver:
         #: (log position, cause): votes that wait for a sync, in log order
         self._awaiting_sync: deque[tuple[int, int]] = deque()
         self._reads_awaiting_sync: list[tuple[int, ev.ReadDone]] = []
+        self._singles = SingleTurns(
+            state,
+            table,
+            log,
+            clock,
+            cluster=cluster,
+            every_ack_durable=self._every_ack_durable,
+            write_down=lambda blocks: self._write_down(blocks, allow_reserve=False),
+            send=self._send_client,
+        )
         #: when the rules want to be woken, as of the end of the last turn; nothing but a turn changes it
         self._due_ns = 0
         self.counters: dict[str, int] = dict.fromkeys(
@@ -126,30 +137,42 @@ class Driver:
         Raises: StorageFailed when the log is no longer to be trusted; the node must stop.
         """
         self.counters["turns"] += 1
-        self._decode(inbox)
+        clients = inbox.clients
+        alone = len(clients) == 1 and not (inbox.peers or inbox.replies or inbox.gossip or inbox.links)
+        if alone and self._singles.answer(*clients[0]):
+            self.counters["frames_in"] += 1
+        else:
+            self._decode(inbox)
         self._collect_synced()
         now_ns = self._clock.monotonic_ns()
+        if self._singles.waiting:
+            self._out.extend(self._singles.expired(now_ns))
         if now_ns >= self._due_ns:
             self._events.append(ev.Woke())
-        self._run()
-        while self._out:
-            self._flush()
-            if self._events:
-                self._run()
-        self._due_ns = self._state.next_wakeup_ns()
-        ended_ns = self._clock.monotonic_ns()
-        self._state.coordinator.counts.observe(ended_ns)
-        self._log.turn_done(ended_ns, bool(self._awaiting_sync or self._reads_awaiting_sync))
+        if self._events or self._out:
+            self._run()
+            while self._out:
+                self._flush()
+                if self._events:
+                    self._run()
+            self._due_ns = self._state.next_wakeup_ns()
+            now_ns = self._clock.monotonic_ns()
+            self._state.coordinator.counts.observe(now_ns)
+        self._log.turn_done(now_ns, bool(self._awaiting_sync or self._reads_awaiting_sync or self._singles.waiting))
 
     def next_wakeup_ns(self) -> int:
         """When a turn is wanted although nothing arrived."""
+        due_ns = self._due_ns
+        if self._singles.waiting:
+            due_ns = min(due_ns, self._singles.due_ns)
         sync = self._log.next_sync_due_ns(self._clock.monotonic_ns())
-        return self._due_ns if sync is None else min(self._due_ns, sync)
+        return due_ns if sync is None else min(due_ns, sync)
 
     @property
     def idle(self) -> bool:
         """Whether no request is open and nothing waits for a sync: a drain has finished."""
-        return self._state.idle and not self._awaiting_sync and not self._reads_awaiting_sync
+        awaiting = self._awaiting_sync or self._reads_awaiting_sync or self._singles.waiting
+        return self._state.idle and not awaiting
 
     def _run(self) -> None:
         """Events and what they order, until nothing is left but frames to send."""
@@ -241,6 +264,7 @@ class Driver:
             causes.append(self._awaiting_sync.popleft()[1])
         if causes:
             self._events.append(ev.Persisted(causes, durable=True))
+        self._singles.on_synced(durable_seq)
         if self._reads_awaiting_sync:
             ready = [read for seq, read in self._reads_awaiting_sync if seq <= durable_seq]
             self._reads_awaiting_sync = [entry for entry in self._reads_awaiting_sync if entry[0] > durable_seq]
@@ -303,7 +327,7 @@ class Driver:
                 self._events.append(ev.Joined(step.cause, statuses, []))
 
     def _step(self, steps: list[fx.Mint | fx.Join], *, allow_reserve: bool) -> None:
-        blocks: list[tuple[int, int, list[bytes]]] = []
+        blocks: list[RecordBlock] = []
         events: list[Event] = []
         held: list[tuple[fx.Mint | fx.Join, int, bool]] = []
         for step in steps:
@@ -317,15 +341,24 @@ class Driver:
                 events.append(ev.Joined(step.cause, statuses, inexact))
                 held.append((step, held_seq, to_log is not None))
             if to_log is not None:
-                blocks.append((len(to_log), *records.block_to_log(to_log)))
-                self.counters["puts_logged"] += len(to_log)
-        seq = self._log.append(blocks, allow_reserve=allow_reserve) if blocks else self._log.written_seq
+                blocks.append(to_log)
+        seq = self._write_down(blocks, allow_reserve=allow_reserve)
+        self._events.extend(events)
+        self._await(held, seq)
+
+    def _write_down(self, blocks: list[RecordBlock], *, allow_reserve: bool) -> int:
+        """Log what the table did in this step, and where that ends. Raises: DiskFull; then the table must be rolled back."""
+        if blocks:
+            to_log = [(len(block), *records.block_to_log(block)) for block in blocks]
+            seq = self._log.append(to_log, allow_reserve=allow_reserve)
+            self.counters["puts_logged"] += sum(map(len, blocks))
+        else:
+            seq = self._log.written_seq
         self._table.commit(seq)
         self.counters["dot_collisions"] = self._table.collisions
         ahead = ((self._clock.wall_ns() // 1_000_000) + CLOCK_AHEAD_MS_MAX) << 16
         self._state.view.clock.observe(min(self._table.stamp_high, ahead))
-        self._events.extend(events)
-        self._await(held, seq)
+        return seq
 
     def _await(self, held: list[tuple[fx.Mint | fx.Join, int, bool]], seq: int) -> None:
         """When each step counts as persisted: at once, or with the sync that covers it."""
@@ -384,5 +417,9 @@ class Driver:
             elif effect.route.peer:
                 if not self._transport.answer_peer(effect.route.id, frames):
                     self.counters["unsent"] += 1
-            elif not self._transport.send_client(effect.route.id, frames):
-                self.counters["unsent"] += 1
+            else:
+                self._send_client(effect.route.id, frames)
+
+    def _send_client(self, route: bytes, frames: Frames) -> None:
+        if not self._transport.send_client(route, frames):
+            self.counters["unsent"] += 1

@@ -99,6 +99,10 @@ class Coordinator:
             _part_key(message) in self._puts or self._view.memory.recall(message.request) is not None
         )
 
+    def has_met(self, request: RequestId) -> bool:
+        """Whether a put of one key is being worked on or was refused here before."""
+        return (request, ()) in self._puts or (request, (0,)) in self._puts or bool(self._refusals.of(request))
+
     def _refusal(self, message: m.Put | m.Get) -> m.Refused:
         if self._view.ring is None:
             self.counts.shed("forming")

@@ -15,6 +15,7 @@ from zkv.counters import Family, Histogram, Sample
 
 #: a `part` is what another node forwarded because it holds no replica of these keys
 OPERATIONS: Final = ("put", "get", "part")
+_OK: Final = {operation: (operation, "ok") for operation in OPERATIONS}
 _NO_QUORUM: Final = frozenset({Status.UNAVAILABLE, Status.QUORUM_NOT_MET})
 
 
@@ -41,6 +42,13 @@ class RequestCounts:
         self._results[operation, result] = self._results.get((operation, result), 0) + 1
         self._keys[operation] += keys
         self._ended[operation, began_ns] = self._ended.get((operation, began_ns), 0) + 1
+
+    def single(self, operation: str, duration_ns: int) -> None:
+        """One of one key, ok and answered."""
+        key = _OK[operation]
+        self._results[key] = self._results.get(key, 0) + 1
+        self._keys[operation] += 1
+        self._durations[operation].observe(duration_ns)
 
     def observe(self, now_ns: int) -> None:
         """The answers of all that ended were handed to the transport by now."""

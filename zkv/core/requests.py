@@ -153,7 +153,7 @@ class OpenPut(_Open):
             self._counters,
             self._receipts,
             self._receipt_of_item if len(self._receipts) > 1 or not clean else None,
-            self._contexts,
+            self._contexts if self._contexts is not None and any(self._contexts) else None,
             self.message.items,
         )
 

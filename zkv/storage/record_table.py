@@ -354,6 +354,9 @@ class RecordTable:
         """What is held of each key."""
         return list(map(self._sets.get, keys))
 
+    def held_of(self, key: bytes) -> Held | None:
+        return self._sets.get(key)
+
     def logged_at(self, held: list[Held | None]) -> int:
         """The log position that must be durable before strict readers may see all of these."""
         seqs = [h[0].log_seq if type(h) is tuple else h.log_seq for h in held if h is not None]  # type: ignore[union-attr]

@@ -1,0 +1,183 @@
+"""A turn in which nothing came but one usual request of one key: answered at once, without events and effects.
+
+Owns: the steps from its frames to its answer, the puts among them whose answers wait for a sync. Must not know: sockets, files, which requests
+are usual (core/single), any other turn (driver). Nothing has happened when it says that the request is not its own.
+Source: docs/decisions/007.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from zkv.codec import wire
+from zkv.codec.wire_single import SingleCodec
+from zkv.core import effects as fx
+from zkv.core import messages as m
+from zkv.core.events import Route
+from zkv.core.messages import Kind, RecordBlock, Status
+from zkv.core.node_state import NodeState
+from zkv.core.versions import Context, VersionSet
+from zkv.core.writes import answer_by
+from zkv.errors import DiskFull
+from zkv.ids import RequestId
+from zkv.ports import Clock, Frames, Log
+from zkv.storage.record_table import RecordTable
+
+#: where the header has it
+_KIND_AT: Final = 3
+
+
+class _Waiting:
+    """A put that was minted and logged, and waits for the sync that its answer promises."""
+
+    __slots__ = ("answer", "answer_by_ns", "began_ns", "request", "route", "seq")
+
+    def __init__(
+        self, seq: int, began_ns: int, answer_by_ns: int, route: bytes, request: RequestId, answer: Frames
+    ) -> None:
+        self.seq = seq
+        self.began_ns = began_ns
+        self.answer_by_ns = answer_by_ns
+        self.route = route
+        self.request = request
+        self.answer = answer
+
+
+class SingleTurns:
+    def __init__(
+        self,
+        state: NodeState,
+        table: RecordTable,
+        log: Log,
+        clock: Clock,
+        *,
+        cluster: int,
+        every_ack_durable: bool,
+        write_down: Callable[[list[RecordBlock]], int],
+        send: Callable[[bytes, Frames], None],
+    ) -> None:
+        """write_down: logs blocks of the table's step and ends it; raises DiskFull. send: hands an answer to the transport."""
+        self._state = state
+        self._judge = state.singles
+        self._coordinator = state.coordinator
+        self._table = table
+        self._log = log
+        self._clock = clock
+        self._cluster = cluster
+        self._codec = SingleCodec(cluster)
+        self._every_ack_durable = every_ack_durable
+        self._write_down = write_down
+        self._send = send
+        #: in log order
+        self.waiting: deque[_Waiting] = deque()
+
+    def answer(self, route: bytes, frames: Frames) -> bool:
+        """Answer it at once, or as soon as it is synced. False: it is anything else, and nothing was done."""
+        head = frames[0]
+        if len(head) < wire.HEADER_BYTES:
+            return False
+        kind = head[_KIND_AT]
+        if kind == Kind.GET:
+            began_ns = self._clock.monotonic_ns()
+            answer = self._get(frames)
+            if answer is None:
+                return False
+            self._tell("get", route, answer, began_ns)
+            return True
+        return kind == Kind.PUT and self._put(route, frames)
+
+    def on_synced(self, durable_seq: int) -> None:
+        waiting = self.waiting
+        while waiting and waiting[0].seq <= durable_seq:
+            put = waiting.popleft()
+            self._coordinator.open_items -= 1
+            self._tell("put", put.route, put.answer, put.began_ns)
+
+    def expired(self, now_ns: int) -> list[fx.Reply]:
+        """The sync did not return in time: what becomes of these puts is not known."""
+        replies = []
+        for put in [put for put in self.waiting if put.answer_by_ns <= now_ns]:
+            self.waiting.remove(put)
+            self._coordinator.open_items -= 1
+            statuses = [int(Status.QUORUM_NOT_MET)]
+            self._coordinator.counts.ended("put", put.began_ns, 1, statuses)
+            reply = m.PutReply(put.request, statuses, [1], [0], [], [-1], [0], [], [-1])
+            replies.append(fx.Reply(Route(put.route, False), reply))
+        return replies
+
+    @property
+    def due_ns(self) -> int:
+        """When the first of those that wait expires; ask only while some do."""
+        return min([put.answer_by_ns for put in self.waiting])
+
+    def _tell(self, operation: str, route: bytes, answer: Frames, began_ns: int) -> None:
+        self._send(route, answer)
+        self._coordinator.counts.single(operation, self._clock.monotonic_ns() - began_ns)
+
+    def _get(self, frames: Frames) -> Frames | None:
+        asked = self._codec.read_get(frames)
+        if asked is None:
+            return None
+        session, sequence, _, key = asked
+        if not self._judge.may_get(key):
+            return None
+        held = self._table.held_of(key)
+        if held is None:
+            return self._codec.absent(session, sequence)
+        if isinstance(held, tuple):
+            columns, i = held
+            if columns.expires_ms:
+                return None
+            return self._codec.found(session, sequence, columns.values[i], columns.checksums[i])
+        siblings = held.siblings
+        if not siblings:
+            return self._codec.absent(session, sequence)
+        only = siblings[0]
+        if len(siblings) > 1 or only.expires_ms:
+            return None
+        return self._codec.found(session, sequence, only.value, only.checksum)
+
+    def _put(self, route: bytes, frames: Frames) -> bool:
+        asked = self._codec.read_put(frames)
+        if asked is None:
+            return False
+        session, sequence, remaining_ms, key, checksum, value = asked
+        request = (session, sequence)
+        state, log = self._state, self._log
+        row = self._judge.row_to_put(request, key, len(value))
+        if row is None:
+            return False
+        began_ns = self._clock.monotonic_ns()
+        stamp = state.view.clock.stamp(self._clock.wall_ns() // 1_000_000)
+        items: list[tuple[RequestId, list[int]]] = [(request, [0])]
+        versions, fences = [row.version], [row.fence]
+        mint = fx.Mint(0, False, [key], [value], [checksum], items, True, None, None, None, versions, fences, stamp)
+        block, counters, statuses = self._table.mint(mint)
+        assert statuses is None, "a blind put of a request that is not known is minted"
+        try:
+            seq = self._write_down([block])
+        except DiskFull:
+            self._table.roll_back()
+            return False  # tried again the general way, which knows how to say no
+        synced = seq <= log.durable_seq
+        waits = self._every_ack_durable and not synced
+        answer = self._stored(request, block.records[0].versions, counters[0], durable=waits or synced)
+        if waits:
+            self._coordinator.open_items += 1
+            answer_by_ns = answer_by(began_ns + remaining_ms * 1_000_000, began_ns)
+            self.waiting.append(_Waiting(seq, began_ns, answer_by_ns, route, request, answer))
+        else:
+            self._tell("put", route, answer, began_ns)
+        return True
+
+    def _stored(self, request: RequestId, versions: VersionSet, counter: int, *, durable: bool) -> Frames:
+        view = self._state.view
+        actor = self._table.actor
+        if len(versions.past) == 1 and not versions.cloud:
+            return self._codec.stored(*request, (actor, counter), [view.node], durable, view.epoch)
+        contexts: list[Context | None] = [versions.context]
+        receipt = m.Receipt([view.node], durable, False, view.epoch)
+        reply = m.PutReply(request, None, None, None, [actor], None, [counter], [receipt], None, contexts)
+        return wire.encode(reply, cluster=self._cluster)
