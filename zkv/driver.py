@@ -92,7 +92,8 @@ class Driver:
             clock,
             cluster=cluster,
             every_ack_durable=self._every_ack_durable,
-            write_down=lambda blocks: self._write_down(blocks, allow_reserve=False),
+            append=lambda blocks: self._append(blocks, allow_reserve=False),
+            end_step=self._end_step,
             send=self._send_client,
         )
         #: when the rules want to be woken, as of the end of the last turn; nothing but a turn changes it
@@ -143,6 +144,8 @@ class Driver:
             self.counters["frames_in"] += 1
         else:
             self._decode(inbox)
+            if alone and self._events:
+                self._answer_batch()
         self._collect_synced()
         now_ns = self._clock.monotonic_ns()
         if self._singles.waiting:
@@ -185,6 +188,14 @@ class Driver:
             if self._steps:
                 steps, self._steps[:] = self._steps[:], []
                 self._carry_out(steps)
+
+    def _answer_batch(self) -> None:
+        """What came is one request: if it is a usual one, it is done with."""
+        event = self._events[-1]
+        if type(event) is ev.RequestsArrived:
+            ((route, message),) = event.requests
+            if isinstance(message, m.Put | m.Get) and self._singles.answer_batch(route.id, message):
+                self._events.pop()
 
     # --- in ---
 
@@ -348,17 +359,24 @@ class Driver:
 
     def _write_down(self, blocks: list[RecordBlock], *, allow_reserve: bool) -> int:
         """Log what the table did in this step, and where that ends. Raises: DiskFull; then the table must be rolled back."""
-        if blocks:
-            to_log = [(len(block), *records.block_to_log(block)) for block in blocks]
-            seq = self._log.append(to_log, allow_reserve=allow_reserve)
-            self.counters["puts_logged"] += sum(map(len, blocks))
-        else:
-            seq = self._log.written_seq
+        seq = self._append(blocks, allow_reserve=allow_reserve)
+        self._end_step(seq)
+        return seq
+
+    def _append(self, blocks: list[RecordBlock], *, allow_reserve: bool) -> int:
+        if not blocks:
+            return self._log.written_seq
+        to_log = [(len(block), *records.block_to_log(block)) for block in blocks]
+        seq = self._log.append(to_log, allow_reserve=allow_reserve)
+        self.counters["puts_logged"] += sum(map(len, blocks))
+        return seq
+
+    def _end_step(self, seq: int) -> None:
+        """The step is logged up to `seq`."""
         self._table.commit(seq)
         self.counters["dot_collisions"] = self._table.collisions
         ahead = ((self._clock.wall_ns() // 1_000_000) + CLOCK_AHEAD_MS_MAX) << 16
         self._state.view.clock.observe(min(self._table.stamp_high, ahead))
-        return seq
 
     def _await(self, held: list[tuple[fx.Mint | fx.Join, int, bool]], seq: int) -> None:
         """When each step counts as persisted: at once, or with the sync that covers it."""

@@ -1,4 +1,4 @@
-"""A turn in which nothing came but one usual request of one key: answered at once, without events and effects.
+"""A turn in which nothing came but one usual request: answered at once, without events and effects.
 
 Owns: the steps from its frames to its answer, the puts among them whose answers wait for a sync. Must not know: sockets, files, which requests
 are usual (core/single), any other turn (driver). Nothing has happened when it says that the request is not its own.
@@ -18,10 +18,11 @@ from zkv.core import messages as m
 from zkv.core.events import Route
 from zkv.core.messages import Kind, RecordBlock, Status
 from zkv.core.node_state import NodeState
+from zkv.core.requests import reply_of_held
 from zkv.core.versions import Context, VersionSet
 from zkv.core.writes import answer_by
 from zkv.errors import DiskFull
-from zkv.ids import RequestId
+from zkv.ids import RequestId, checksums_of
 from zkv.ports import Clock, Frames, Log
 from zkv.storage.record_table import RecordTable
 
@@ -32,11 +33,12 @@ _KIND_AT: Final = 3
 class _Waiting:
     """A put that was minted and logged, and waits for the sync that its answer promises."""
 
-    __slots__ = ("answer", "answer_by_ns", "began_ns", "request", "route", "seq")
+    __slots__ = ("answer", "answer_by_ns", "began_ns", "count", "request", "route", "seq")
 
     def __init__(
-        self, seq: int, began_ns: int, answer_by_ns: int, route: bytes, request: RequestId, answer: Frames
+        self, seq: int, began_ns: int, answer_by_ns: int, route: bytes, request: RequestId, count: int, answer: Frames
     ) -> None:
+        self.count = count
         self.seq = seq
         self.began_ns = began_ns
         self.answer_by_ns = answer_by_ns
@@ -55,10 +57,11 @@ class SingleTurns:
         *,
         cluster: int,
         every_ack_durable: bool,
-        write_down: Callable[[list[RecordBlock]], int],
+        append: Callable[[list[RecordBlock]], int],
+        end_step: Callable[[int], None],
         send: Callable[[bytes, Frames], None],
     ) -> None:
-        """write_down: logs blocks of the table's step and ends it; raises DiskFull. send: hands an answer to the transport."""
+        """append: logs blocks of the table's step; raises DiskFull. end_step: it is logged up to there. send: hands an answer to the transport."""
         self._state = state
         self._judge = state.singles
         self._coordinator = state.coordinator
@@ -68,7 +71,8 @@ class SingleTurns:
         self._cluster = cluster
         self._codec = SingleCodec(cluster)
         self._every_ack_durable = every_ack_durable
-        self._write_down = write_down
+        self._append = append
+        self._end_step = end_step
         self._send = send
         #: in log order
         self.waiting: deque[_Waiting] = deque()
@@ -84,26 +88,31 @@ class SingleTurns:
             answer = self._get(frames)
             if answer is None:
                 return False
-            self._tell("get", route, answer, began_ns)
+            self._tell("get", 1, route, answer, began_ns)
             return True
         return kind == Kind.PUT and self._put(route, frames)
+
+    def answer_batch(self, route: bytes, message: m.Put | m.Get) -> bool:
+        """The same for a request of several keys, decoded."""
+        return self._get_all(route, message) if isinstance(message, m.Get) else self._put_all(route, message)
 
     def on_synced(self, durable_seq: int) -> None:
         waiting = self.waiting
         while waiting and waiting[0].seq <= durable_seq:
             put = waiting.popleft()
-            self._coordinator.open_items -= 1
-            self._tell("put", put.route, put.answer, put.began_ns)
+            self._coordinator.open_items -= put.count
+            self._tell("put", put.count, put.route, put.answer, put.began_ns)
 
     def expired(self, now_ns: int) -> list[fx.Reply]:
         """The sync did not return in time: what becomes of these puts is not known."""
         replies = []
         for put in [put for put in self.waiting if put.answer_by_ns <= now_ns]:
             self.waiting.remove(put)
-            self._coordinator.open_items -= 1
-            statuses = [int(Status.QUORUM_NOT_MET)]
-            self._coordinator.counts.ended("put", put.began_ns, 1, statuses)
-            reply = m.PutReply(put.request, statuses, [1], [0], [], [-1], [0], [], [-1])
+            n = put.count
+            self._coordinator.open_items -= n
+            statuses = [int(Status.QUORUM_NOT_MET)] * n
+            self._coordinator.counts.ended("put", put.began_ns, n, statuses)
+            reply = m.PutReply(put.request, statuses, [1] * n, [0] * n, [], [-1] * n, [0] * n, [], [-1] * n)
             replies.append(fx.Reply(Route(put.route, False), reply))
         return replies
 
@@ -112,9 +121,9 @@ class SingleTurns:
         """When the first of those that wait expires; ask only while some do."""
         return min([put.answer_by_ns for put in self.waiting])
 
-    def _tell(self, operation: str, route: bytes, answer: Frames, began_ns: int) -> None:
+    def _tell(self, operation: str, count: int, route: bytes, answer: Frames, began_ns: int) -> None:
         self._send(route, answer)
-        self._coordinator.counts.single(operation, self._clock.monotonic_ns() - began_ns)
+        self._coordinator.counts.answered(operation, count, self._clock.monotonic_ns() - began_ns)
 
     def _get(self, frames: Frames) -> Frames | None:
         asked = self._codec.read_get(frames)
@@ -157,19 +166,78 @@ class SingleTurns:
         block, counters, statuses = self._table.mint(mint)
         assert statuses is None, "a blind put of a request that is not known is minted"
         try:
-            seq = self._write_down([block])
+            seq = self._append([block])
         except DiskFull:
             self._table.roll_back()
             return False  # tried again the general way, which knows how to say no
-        synced = seq <= log.durable_seq
-        waits = self._every_ack_durable and not synced
-        answer = self._stored(request, block.records[0].versions, counters[0], durable=waits or synced)
-        if waits:
-            self._coordinator.open_items += 1
-            answer_by_ns = answer_by(began_ns + remaining_ms * 1_000_000, began_ns)
-            self.waiting.append(_Waiting(seq, began_ns, answer_by_ns, route, request, answer))
+        durable = self._every_ack_durable or seq <= log.durable_seq
+        answer = self._stored(request, block.records[0].versions, counters[0], durable=durable)
+        self._acknowledge(seq, began_ns, began_ns + remaining_ms * 1_000_000, route, request, 1, answer)
+        self._end_step(seq)  # what is logged may be answered: the author waits, the table does not
+        return True
+
+    def _acknowledge(
+        self, seq: int, began_ns: int, deadline_ns: int, route: bytes, request: RequestId, count: int, answer: Frames
+    ) -> None:
+        """Now, or when what is logged up to `seq` is synced, if every ack promises that."""
+        if self._every_ack_durable and seq > self._log.durable_seq:
+            self._coordinator.open_items += count
+            answer_by_ns = answer_by(deadline_ns, began_ns)
+            self.waiting.append(_Waiting(seq, began_ns, answer_by_ns, route, request, count, answer))
         else:
-            self._tell("put", route, answer, began_ns)
+            self._tell("put", count, route, answer, began_ns)
+
+    def _get_all(self, route: bytes, message: m.Get) -> bool:
+        usual = message.r is None and message.sloppy is None and not message.want_context and not message.heads
+        if not usual or not self._judge.may_get_all(message.keys):
+            return False
+        began_ns = self._clock.monotonic_ns()
+        reply = reply_of_held(message.request, self._table.held(message.keys))
+        if reply is None:
+            return False
+        self._tell("get", len(message.keys), route, wire.encode(reply, cluster=self._cluster), began_ns)
+        return True
+
+    def _put_all(self, route: bytes, message: m.Put) -> bool:
+        values = message.values
+        if not _is_usual(message) or checksums_of(values) != message.checksums:  # type: ignore[arg-type]
+            return False
+        rows = self._judge.rows_to_put(message.request, message.keys, max(map(len, values)))  # type: ignore[arg-type]
+        if rows is None:
+            return False
+        state, clock, n = self._state, self._clock, len(rows)
+        began_ns = clock.monotonic_ns()
+        mint = fx.Mint(
+            0,
+            False,
+            message.keys,
+            values,
+            message.checksums,
+            [(message.request, list(range(n)))],
+            replace_held=True,
+            covered=None,
+            expires_ms=None,
+            voids=None,
+            row_versions=[row.version for row in rows],
+            fences=[row.fence for row in rows],
+            stamp=state.view.clock.stamp(clock.wall_ns() // 1_000_000),
+        )
+        block, counters, statuses = self._table.mint(mint)
+        try:
+            if statuses is not None:
+                raise DiskFull("the table refuses some of it")
+            seq = self._append([block])
+        except DiskFull:
+            self._table.roll_back()
+            return False
+        durable = self._every_ack_durable or seq <= self._log.durable_seq
+        receipt = m.Receipt([state.view.node], durable, False, state.view.epoch)
+        reply = m.PutReply(
+            message.request, None, None, None, [self._table.actor], None, counters, [receipt], None, None, None
+        )
+        answer = wire.encode(reply, cluster=self._cluster)
+        self._acknowledge(seq, began_ns, message.deadline_ns, route, message.request, n, answer)
+        self._end_step(seq)
         return True
 
     def _stored(self, request: RequestId, versions: VersionSet, counter: int, *, durable: bool) -> Frames:
@@ -181,3 +249,18 @@ class SingleTurns:
         receipt = m.Receipt([view.node], durable, False, view.epoch)
         reply = m.PutReply(request, None, None, None, [actor], None, [counter], [receipt], None, contexts)
         return wire.encode(reply, cluster=self._cluster)
+
+
+def _is_usual(message: m.Put) -> bool:
+    """Whether this is a blind batch of values that says nothing else."""
+    options = (
+        message.contexts,
+        message.bases,
+        message.expires_ms,
+        message.voids,
+        message.items,
+        message.w,
+        message.sloppy,
+    )
+    flags = message.durable or message.again or message.want_context or message.hop or message.retry
+    return options.count(None) == len(options) and not flags and message.deadline_ns > 0 and None not in message.values

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from xxhash import xxh3_64_intdigest
-
 from zkv.client.codecs import Codec
 from zkv.client.results import Item, PutResult
 from zkv.codec.records import context_of_dot, context_to_bytes
@@ -21,7 +19,7 @@ from zkv.core import messages as m
 from zkv.core.client_parts import Positions, take
 from zkv.core.client_puts import GetCall, PutCall
 from zkv.errors import CorruptData, NotFound, ZkvError
-from zkv.ids import Dot, NodeId, checksum_of
+from zkv.ids import Dot, NodeId, checksum_of, checksums_of
 from zkv.resolve import Resolver
 
 _LOW = 0xFFFFFFFF
@@ -100,8 +98,7 @@ def found_items_of(answer: tuple[Positions, list[int] | None, m.GetReply]) -> It
 
 
 def intact(reply: m.GetReply) -> bool:
-    digest = xxh3_64_intdigest
-    return [digest(value) & _LOW for value in reply.values] == reply.checksums
+    return checksums_of(reply.values) == reply.checksums
 
 
 def expiry_of(found: Found, key: object) -> float | None:

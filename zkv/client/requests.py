@@ -31,7 +31,7 @@ from zkv.errors import (
     Unsupported,
     ZkvError,
 )
-from zkv.ids import checksum_of
+from zkv.ids import checksum_of, checksums_of
 from zkv.resolve import Resolver, newest
 
 V = TypeVar("V")
@@ -281,7 +281,7 @@ class Requests(Generic[V]):
         if None in values:
             checksums = [0 if value is None else checksum_of(value) for value in values]
         else:
-            checksums = list(map(checksum_of, values))  # type: ignore[arg-type]
+            checksums = checksums_of(values)  # type: ignore[arg-type]
         _check_sizes(values)
         expires_ms = None if ttl is None else [checked_expiry(ttl)] * len(stored)
         with engine.lock:
@@ -379,8 +379,7 @@ def checked_expiry(ttl: float | timedelta) -> int:
 
 
 def _check_sizes(values: Sequence[bytes | None]) -> None:
-    largest = max((value for value in values if value is not None), key=len, default=None)
-    check_size(largest)
+    check_size(max([value for value in values if value is not None], key=len, default=None))
 
 
 def check_size(value: bytes | None) -> None:

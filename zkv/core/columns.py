@@ -13,6 +13,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, repeat
+from operator import itemgetter
+from typing import Final, cast
 
 from zkv.core.versions import Base, Context, Sibling, VersionSet
 from zkv.ids import Actor
@@ -172,11 +174,20 @@ class Columns:
 #: where a table finds the set of a key: in columns, or as an object
 Place = tuple[Columns, int]
 Held = VersionSet | Place
+_columns_of: Final = itemgetter(0)
 
 
 def versions_of(held: Held | None) -> VersionSet | None:
     """What is held as a set of its own."""
     return held[0].versions(held[1]) if type(held) is tuple else held  # type: ignore[return-value]
+
+
+def common_columns(held: Sequence[Held | None]) -> Columns | None:
+    """The columns that all of these are places of; None if they are not, or only one."""
+    if len(held) < 2 or set(map(type, held)) != {tuple}:
+        return None
+    found = set(map(_columns_of, cast("Sequence[Place]", held)))
+    return found.pop() if len(found) == 1 else None
 
 
 def past_of(held: Held) -> Mapping[Actor, int]:
@@ -194,6 +205,9 @@ def overwriting(
         return None
     if not any(held):
         return [1] * len(held), {}
+    one = common_columns(held)
+    if one is not None and one.actor == actor and not one.pasts:
+        return [one.counters[i] + 1 for _, i in held], {}  # type: ignore[misc]
     counters: list[int] = []
     pasts: dict[int, Mapping[Actor, int]] = {}
     for i, before in enumerate(held):

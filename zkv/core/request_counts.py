@@ -43,11 +43,11 @@ class RequestCounts:
         self._keys[operation] += keys
         self._ended[operation, began_ns] = self._ended.get((operation, began_ns), 0) + 1
 
-    def single(self, operation: str, duration_ns: int) -> None:
-        """One of one key, ok and answered."""
+    def answered(self, operation: str, keys: int, duration_ns: int) -> None:
+        """One that is ok and was answered in the same turn."""
         key = _OK[operation]
         self._results[key] = self._results.get(key, 0) + 1
-        self._keys[operation] += 1
+        self._keys[operation] += keys
         self._durations[operation].observe(duration_ns)
 
     def observe(self, now_ns: int) -> None:

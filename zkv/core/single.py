@@ -1,4 +1,4 @@
-"""Which requests of one key are so usual that this node answers them at once, without an entry of their own among the open requests.
+"""Which requests are so usual that this node answers them at once, without an entry of their own among the open requests.
 
 Owns: that judgement, the count of such requests. Must not know: bytes, tables, the log. Whatever is not judged usual goes the general way
 (coordinator, reads, writes), which stays the reference: a test runs the same histories with and without this one.
@@ -14,7 +14,7 @@ from zkv.core.coordinator import OPEN_ITEMS_MAX, Coordinator
 from zkv.core.ring import Ring, Row
 from zkv.core.topology import Bucket
 from zkv.core.view import View
-from zkv.ids import RequestId, bucket_of
+from zkv.ids import RequestId, bucket_of, one_bucket_of
 
 
 class Singles:
@@ -40,10 +40,30 @@ class Singles:
             return None
         return row
 
-    def _place(self, key: bytes) -> tuple[Bucket | None, Row | None]:
+    def bucket_of_all(self, keys: list[bytes]) -> Bucket | None:
+        """The bucket of a batch of distinct keys where one answer goes for all of them: one bucket, one set of replicas in the whole ring."""
+        bucket_id = one_bucket_of(keys)
+        if bucket_id is None or len(set(keys)) < len(keys):
+            return None
+        bucket, row = self._place(keys[0], len(keys))
+        return None if bucket is None or row is None or self._ring is None or len(self._ring.groups) != 1 else bucket
+
+    def may_get_all(self, keys: list[bytes]) -> bool:
+        """Whether what is held here is the answer to each."""
+        bucket = self.bucket_of_all(keys)
+        return bucket is not None and self.may_get(keys[0])
+
+    def rows_to_put(self, request: RequestId, keys: list[bytes], value_bytes_max: int) -> list[Row] | None:
+        """As row_to_put, for a batch; value_bytes_max: of the longest value in it."""
+        bucket = self.bucket_of_all(keys)
+        if bucket is None or self._view.ring is None or self.row_to_put(request, keys[0], value_bytes_max) is None:
+            return None
+        return self._view.ring.rows_of(keys, bucket.class_id)
+
+    def _place(self, key: bytes, count: int = 1) -> tuple[Bucket | None, Row | None]:
         view = self._view
         ring = view.ring
-        if ring is None or view.draining or self._coordinator.open_items >= OPEN_ITEMS_MAX:
+        if ring is None or view.draining or self._coordinator.open_items + count > OPEN_ITEMS_MAX:
             return None, None
         bucket = view.buckets.get(bucket_of(key))
         if bucket is None:

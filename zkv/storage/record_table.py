@@ -15,11 +15,21 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Final
 
-from zkv.core.columns import Columns, Held, overwriting, replaces_all, versions_of
+from zkv.core.columns import Columns, Held, common_columns, overwriting, past_of, replaces_all, versions_of
 from zkv.core.effects import Join, Mint
 from zkv.core.messages import Record, RecordBlock, Status
 from zkv.core.request_memory import Outcome, RequestMemory
-from zkv.core.versions import EMPTY, UNLOGGED, DotCollision, VersionSet, context_of_base, overwrite, sync, write
+from zkv.core.versions import (
+    EMPTY,
+    UNLOGGED,
+    DotCollision,
+    Sibling,
+    VersionSet,
+    context_of_base,
+    overwrite,
+    sync,
+    write,
+)
 from zkv.errors import TooLarge
 from zkv.ids import Actor, RequestId, actor_of, bucket_prefix
 
@@ -76,10 +86,36 @@ class RecordTable:
 
     def mint(self, mint: Mint) -> tuple[RecordBlock, list[int], list[int] | None]:
         """Carry out puts and deletes: the records to log and send, the counter of each, a status per item or None if all went well."""
+        one = self._mint_one(mint) if len(mint.keys) == 1 else None
+        if one is not None:
+            return one
         columns = self._mint_columns(mint)
         if columns is not None:
             return RecordBlock(columns=columns), columns.counters, None
         return self._mint_rows(mint)
+
+    def _mint_one(self, mint: Mint) -> tuple[RecordBlock, list[int], list[int] | None] | None:
+        """As `_mint_rows`, for a new put of one key that replaces what is held. None: something about it is not usual."""
+        value = mint.values[0]
+        if value is None or not mint.replace_held or mint.covered is not None:
+            return None
+        key, actor = mint.keys[0], self.actor
+        before = self._sets.get(key)
+        ((request, items),) = mint.segments
+        if self._memory.recall(request) is not None or (type(before) is VersionSet and before.cloud):
+            return None
+        past = {} if before is None else dict(past_of(before))
+        past[actor] = counter = past.get(actor, 0) + 1
+        session, sequence = request
+        expires_ms = mint.expires_ms[0] if mint.expires_ms else 0
+        voids = mint.voids[0] if mint.voids else ()
+        new = Sibling(actor, counter, mint.stamp, expires_ms, mint.checksums[0], session, sequence, voids, value)
+        versions = VersionSet((new,), past)
+        self._install(key, before, versions)
+        counters = [counter]
+        self._note_run(request, items, actor, counters)
+        record = Record(key, mint.row_versions[0], mint.fences[0], (session, sequence, items[0], counter), versions)
+        return RecordBlock([record]), counters, None
 
     def _mint_columns(self, mint: Mint) -> Columns | None:
         """The usual batch: new puts of distinct keys that replace what is held. None: something about it is not usual."""
@@ -241,6 +277,12 @@ class RecordTable:
             installed.log_seq = log_seq
         left: dict[int, Columns] = {}
         for _, replaced in self._undo:
+            one = common_columns(replaced)
+            if one is not None:
+                one.live -= len(replaced)
+                one.live_bytes -= sum([len(one.values[i]) for _, i in replaced]) if one.live else one.live_bytes  # type: ignore[misc]
+                left[id(one)] = one
+                continue
             for before in replaced:
                 if type(before) is tuple:
                     columns, i = before
@@ -254,6 +296,8 @@ class RecordTable:
 
     def _slim(self, columns: Columns) -> None:
         """What is still held of columns goes on in its own, so that the values of the rest are given up."""
+        if not columns.live:
+            return
         sets = self._sets
         alive = []
         for i, key in enumerate(columns.keys):
