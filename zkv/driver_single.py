@@ -79,7 +79,7 @@ class SingleTurns:
 
     def answer(self, route: bytes, frames: Frames) -> bool:
         """Answer it at once, or as soon as it is synced. False: it is anything else, and nothing was done."""
-        head = frames[0]
+        head = frames[0] if frames else b""
         if len(head) < wire.HEADER_BYTES:
             return False
         kind = head[_KIND_AT]
@@ -252,7 +252,9 @@ class SingleTurns:
 
 
 def _is_usual(message: m.Put) -> bool:
-    """Whether this is a blind batch of values that says nothing else."""
+    """Whether this is a blind batch of one value at least that says nothing else."""
+    if not message.values or None in message.values:
+        return False
     options = (
         message.contexts,
         message.bases,
@@ -263,4 +265,4 @@ def _is_usual(message: m.Put) -> bool:
         message.sloppy,
     )
     flags = message.durable or message.again or message.want_context or message.hop or message.retry
-    return options.count(None) == len(options) and not flags and message.deadline_ns > 0 and None not in message.values
+    return options.count(None) == len(options) and not flags and message.deadline_ns > 0

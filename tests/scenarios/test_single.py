@@ -90,6 +90,8 @@ class Twin:
         keys: list[bytes] = [
             stored_key(bucket, name) for name in dice.sample(NAMES, dice.choice((3, 4, 6)) if "batch" in kind else 1)
         ]
+        if "batch" in kind and dice.random() < 0.1:
+            keys = dice.choice(([], [keys[0]] * 2, [*keys, stored_key(STRICT, b"other")]))
         message: m.Put | m.Get
         if "get" in kind:
             message = m.Get(request, keys)
@@ -99,12 +101,12 @@ class Twin:
                 message.heads = dice.random() < 0.3
         else:
             data: list[bytes | None] = [dice.randbytes(dice.choice((0, 1, 20, 300))) for _ in keys]
-            if dice.random() < 0.03:
+            if keys and dice.random() < 0.03:
                 data[0] = bytes(20_000)
             message = m.Put(
                 request, keys, data, [checksum_of(v or b"") for v in data], want_context="batch" not in kind
             )
-            if dice.random() < 0.03:
+            if keys and dice.random() < 0.03:
                 message.checksums[0] ^= 1
             if kind == "odd put":
                 which = dice.choice(
