@@ -21,6 +21,7 @@ from zkv.core.events import Event, Route
 from zkv.core.messages import Kind, RecordBlock, Status
 from zkv.core.node_state import NodeState
 from zkv.core.versions import UNLOGGED
+from zkv.driver_single import SingleTurns
 from zkv.errors import CorruptData, DiskFull, ProtocolError, VersionMismatch
 from zkv.ids import NodeId
 from zkv.ports import Clock, Frames, Inbox, Log, Transport, Upkeep
@@ -86,6 +87,17 @@ class Driver:
         #: (log position, cause): votes that wait for a sync, in log order
         self._awaiting_sync: deque[tuple[int, int]] = deque()
         self._reads_awaiting_sync: list[tuple[int, ev.ReadDone]] = []
+        self._singles = SingleTurns(
+            state,
+            table,
+            log,
+            clock,
+            cluster=cluster,
+            every_ack_durable=self._every_ack_durable,
+            append=lambda blocks: self._append(blocks, allow_reserve=False),
+            end_step=self._end_step,
+            send=self._send_client,
+        )
         #: when the rules want to be woken, as of the end of the last turn; nothing but a turn changes it
         self._due_ns = 0
         #: where the log file ended that was full last
@@ -132,8 +144,19 @@ class Driver:
         """
         self.counters["turns"] += 1
         now_ns = self._clock.monotonic_ns()
-        self._decode(inbox, now_ns)
+        clients = inbox.clients
+        alone = len(clients) == 1 and not (inbox.peers or inbox.replies or inbox.gossip or inbox.links)
+        alone = alone and not self._stalled  # then the general way says so
+        if alone and self._singles.answer(*clients[0]):
+            self.counters["frames_in"] += 1
+        else:
+            self._decode(inbox, now_ns)
+            if alone and self._events:
+                self._answer_batch()
         self._collect_synced()
+        if self._singles.waiting:
+            now_ns = self._clock.monotonic_ns()
+            self._out.extend(self._singles.expired(now_ns))
         if now_ns >= self._due_ns:
             self._events.append(ev.Woke())
         if self._events or self._out:
@@ -152,8 +175,11 @@ class Driver:
     def next_wakeup_ns(self) -> int:
         """When a turn is wanted although nothing arrived."""
         now_ns = self._clock.monotonic_ns()
+        due_ns = self._due_ns
+        if self._singles.waiting:
+            due_ns = min(due_ns, self._singles.due_ns)
         sync = self._log.next_sync_due_ns(now_ns)
-        due_ns = self._due_ns if sync is None else min(self._due_ns, sync)
+        due_ns = due_ns if sync is None else min(due_ns, sync)
         upkeep = None if self._upkeep is None else self._upkeep.next_due_ns(now_ns)
         return due_ns if upkeep is None else min(due_ns, upkeep)
 
@@ -165,7 +191,12 @@ class Driver:
     @property
     def awaits_sync(self) -> bool:
         """Whether somebody waits for what is written to be on disk."""
-        return bool(self._awaiting_sync or self._reads_awaiting_sync)
+        return bool(self._awaiting_sync or self._reads_awaiting_sync or self._singles.waiting)
+
+    @property
+    def _stalled(self) -> bool:
+        """Whether so much waits to be sealed that nothing more is taken in."""
+        return self._upkeep is not None and self._upkeep.behind
 
     def _run(self) -> None:
         """Events and what they order, until nothing is left but frames to send."""
@@ -179,6 +210,14 @@ class Driver:
             if self._steps:
                 steps, self._steps[:] = self._steps[:], []
                 self._carry_out(steps)
+
+    def _answer_batch(self) -> None:
+        """What came is one request: if it is a usual one, it is done with."""
+        event = self._events[-1]
+        if type(event) is ev.RequestsArrived:
+            ((route, message),) = event.requests
+            if isinstance(message, m.Put | m.Get) and self._singles.answer_batch(route.id, message):
+                self._events.pop()
 
     # --- in ---
 
@@ -261,6 +300,8 @@ class Driver:
                 causes.append(self._awaiting_sync.popleft()[1])
             if causes:
                 self._events.append(ev.Persisted(causes, durable=True))
+        if self._singles.waiting:
+            self._singles.on_synced(self._log.durable_seq)
         if self._reads_awaiting_sync:
             durable_seq = self._log.durable_seq
             ready = [read for seq, read in self._reads_awaiting_sync if seq <= durable_seq]
@@ -314,7 +355,7 @@ class Driver:
 
     def _carry_out(self, steps: list[fx.Mint | fx.Join]) -> None:
         """All mints and joins as one log write; if that is refused, one by one, so that each gets its own answer."""
-        if self._upkeep is not None and self._upkeep.behind:
+        if self._stalled:
             self.counters["steps_stalled"] += len(steps)
             for step in steps:
                 self._refuse(step, Status.OVERLOADED)
@@ -347,7 +388,7 @@ class Driver:
             self._events.append(ev.Joined(step.cause, statuses, []))
 
     def _step(self, steps: list[fx.Mint | fx.Join], *, allow_reserve: bool) -> None:
-        blocks: list[tuple[int, int, list[bytes]]] = []
+        blocks: list[RecordBlock] = []
         events: list[Event] = []
         held: list[tuple[fx.Mint | fx.Join, int, bool]] = []
         for step in steps:
@@ -361,9 +402,27 @@ class Driver:
                 events.append(ev.Joined(step.cause, statuses, inexact))
                 held.append((step, held_seq, to_log is not None))
             if to_log is not None:
-                blocks.append((len(to_log), *records.block_to_log(to_log)))
-                self.counters["puts_logged"] += len(to_log)
-        seq = self._log.append(blocks, allow_reserve=allow_reserve) if blocks else self._log.written_seq
+                blocks.append(to_log)
+        seq = self._write_down(blocks, allow_reserve=allow_reserve)
+        self._events.extend(events)
+        self._await(held, seq)
+
+    def _write_down(self, blocks: list[RecordBlock], *, allow_reserve: bool) -> int:
+        """Log what the table did in this step, and where that ends. Raises: DiskFull; then the table must be rolled back."""
+        seq = self._append(blocks, allow_reserve=allow_reserve)
+        self._end_step(seq)
+        return seq
+
+    def _append(self, blocks: list[RecordBlock], *, allow_reserve: bool) -> int:
+        if not blocks:
+            return self._log.written_seq
+        to_log = [(len(block), *records.block_to_log(block)) for block in blocks]
+        seq = self._log.append(to_log, allow_reserve=allow_reserve)
+        self.counters["puts_logged"] += sum(map(len, blocks))
+        return seq
+
+    def _end_step(self, seq: int) -> None:
+        """The step is logged up to `seq`."""
         self._table.commit(seq)
         if self._log.closed_seq > self._closed_seq:
             self._closed_seq = self._log.closed_seq
@@ -372,8 +431,6 @@ class Driver:
         self.counters["dot_collisions"] = self._table.collisions
         ahead = ((self._clock.wall_ns() // 1_000_000) + CLOCK_AHEAD_MS_MAX) << 16
         self._state.view.clock.observe(min(self._table.stamp_high, ahead))
-        self._events.extend(events)
-        self._await(held, seq)
 
     def _await(self, held: list[tuple[fx.Mint | fx.Join, int, bool]], seq: int) -> None:
         """When each step counts as persisted: at once, or with the sync that covers it."""
@@ -432,5 +489,9 @@ class Driver:
             elif effect.route.peer:
                 if not self._transport.answer_peer(effect.route.id, frames):
                     self.counters["unsent"] += 1
-            elif not self._transport.send_client(effect.route.id, frames):
-                self.counters["unsent"] += 1
+            else:
+                self._send_client(effect.route.id, frames)
+
+    def _send_client(self, route: bytes, frames: Frames) -> None:
+        if not self._transport.send_client(route, frames):
+            self.counters["unsent"] += 1

@@ -11,6 +11,8 @@ Owns: identifier types and the few functions that build them. Must not know: any
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from operator import itemgetter
 from typing import Final, NewType
 
 import xxhash
@@ -52,3 +54,18 @@ def bucket_of(key: bytes) -> int:
 def checksum_of(value: bytes) -> int:
     """The end-to-end checksum of a value: low 32 bits of xxh3_64. Set by the client that writes, checked by the one that reads."""
     return xxhash.xxh3_64_intdigest(value) & 0xFFFFFFFF
+
+
+def checksums_of(values: Iterable[bytes]) -> list[int]:
+    """`checksum_of` each."""
+    digest = xxhash.xxh3_64_intdigest
+    return [digest(value) & 0xFFFFFFFF for value in values]
+
+
+def one_bucket_of(keys: Iterable[bytes]) -> int | None:
+    """The bucket of stored keys that are all of one; None where they are of several, or none are given."""
+    prefixes = set(map(_prefix_of, keys))
+    return int.from_bytes(prefixes.pop(), "big") if len(prefixes) == 1 else None
+
+
+_prefix_of: Final = itemgetter(slice(0, BUCKET_BYTES))

@@ -49,8 +49,8 @@ def test_page_log_decodes_as_it_says() -> None:
     assert log.chain_seed(STORE_ID, 2, 81) == SEED
     batch = log.decode_batch_header(data, 0x40, SEED)
     assert batch is not None
-    assert batch[:3] == (3, 1, 11)
-    assert batch[4:] == (81, 80, SEED, 0x70D0757F)
+    assert batch[:4] == (3, 1, log.XXH3_BODY, 11)
+    assert batch[5:] == (81, 80, SEED, 0x136E749D)
     mark = log.decode_batch_header(data, 0x73, SEED)
     assert mark is not None
     assert (mark.record_count, mark.codec, mark.first_seq, mark.durable_seq, mark.prev_crc) == (
@@ -58,10 +58,19 @@ def test_page_log_decodes_as_it_says() -> None:
         0,
         84,
         83,
-        0x70D0757F,
+        0x136E749D,
     )
     assert log.scan_file(data, SEED, 81, log.SEQ_MAX) == ([log.Run(64, len(data), 81, 84, True)], 83)
     assert list(log.read_batches(data[64:], SEED)) == [log.Batch(81, 3, 1, b"".join(PARTS))]
+
+
+def test_page_log_of_an_earlier_build_reads_alike_and_is_checked() -> None:
+    data = example("log_crc32")
+    assert log.scan_file(data, SEED, 81, log.SEQ_MAX) == ([log.Run(64, len(data), 81, 84, True)], 83)
+    assert list(log.read_batches(data[64:], SEED)) == [log.Batch(81, 3, 1, b"".join(PARTS))]
+    for at in range(0x68, 0x73):
+        changed = data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]
+        assert log.scan_file(changed, SEED, 81, log.SEQ_MAX).runs[0].first_seq == 84, "the body is stepped over"
 
 
 def test_page_log_is_rebuilt_byte_for_byte() -> None:

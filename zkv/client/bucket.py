@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from zkv.client.decode import result_of
 from zkv.client.engine import ThreadEngine
 from zkv.client.export import Export
 from zkv.client.keys import Key
 from zkv.client.requests import Requests, refuse_conditions
 from zkv.client.results import BatchResult, Item, PutResult
-from zkv.core.messages import Level
+from zkv.core.messages import BATCH_VALUES_BYTES_MAX, Level
 from zkv.resolve import Resolver
 
 if TYPE_CHECKING:
@@ -46,7 +47,14 @@ class Bucket(Requests[V]):
         resolver: Resolver | None = None,
     ) -> V | D | None:
         """The value, or `default` for a miss. Raises: Conflict where several siblings stand and nothing resolves them."""
-        return self._engine.finish(self._get(key, default, r, sloppy, timeout, resolver))
+        flight = None
+        if r is None and sloppy is None and timeout is None:
+            answer = self._engine.singles.get(self.name, key)
+            if isinstance(answer, tuple):
+                (value,) = answer
+                return default if value is None else self._codec.decode(value)
+            flight = answer
+        return self._engine.finish(self._get(key, default, r, sloppy, timeout, resolver, flight), flight)
 
     def get_item(
         self,
@@ -87,7 +95,15 @@ class Bucket(Requests[V]):
         """
         refuse_conditions(if_absent, if_match)
         encoded = self._codec.encode(value)
-        return self._engine.finish(self._put_one(key, encoded, context, w, ttl, sloppy, durable, timeout))
+        flight = None
+        usual = context is None and w is None and ttl is None and sloppy is None and timeout is None and not durable
+        if usual and len(encoded) <= BATCH_VALUES_BYTES_MAX:
+            answer = self._engine.singles.put(self.name, key, encoded)
+            if isinstance(answer, tuple):
+                return result_of(answer, self._engine.name_of)
+            flight = answer
+        steps = self._put_one(key, encoded, context, w, ttl, sloppy, durable, timeout, flight)
+        return self._engine.finish(steps, flight)
 
     def delete(
         self,

@@ -12,16 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from xxhash import xxh3_64_intdigest
-
 from zkv.client.codecs import Codec
 from zkv.client.results import Item, PutResult
-from zkv.codec.records import context_to_bytes
+from zkv.codec.records import context_of_dot, context_to_bytes
 from zkv.core import messages as m
 from zkv.core.client_parts import Positions, take
 from zkv.core.client_puts import GetCall, PutCall
 from zkv.errors import CorruptData, NotFound, ZkvError
-from zkv.ids import NodeId, checksum_of
+from zkv.ids import Dot, NodeId, checksum_of, checksums_of
 from zkv.resolve import Resolver
 
 _LOW = 0xFFFFFFFF
@@ -100,8 +98,7 @@ def found_items_of(answer: tuple[Positions, list[int] | None, m.GetReply]) -> It
 
 
 def intact(reply: m.GetReply) -> bool:
-    digest = xxh3_64_intdigest
-    return [digest(value) & _LOW for value in reply.values] == reply.checksums
+    return checksums_of(reply.values) == reply.checksums
 
 
 def expiry_of(found: Found, key: object) -> float | None:
@@ -111,6 +108,12 @@ def expiry_of(found: Found, key: object) -> float | None:
         raise NotFound(key)
     expires = reply.expires_ms[start:end] if reply.expires_ms else [0]
     return max(0.0, max(expires) / 1000 - time.time()) if min(expires) else None
+
+
+def result_of(stored: tuple[Dot, list[int], bool, bool, int], names: Callable[[NodeId], str]) -> PutResult:
+    """The result of a usual put (single)."""
+    dot, nodes, durable, sloppy, epoch = stored
+    return PutResult(context_of_dot(*dot), tuple([names(NodeId(node)) for node in nodes]), sloppy, durable, epoch)
 
 
 def receipt_of(call: PutCall, names: Callable[[NodeId], str]) -> PutResult:
@@ -125,12 +128,19 @@ def receipts_of(
     positions, columns, reply = answer
     shown = [(tuple(map(names, r.nodes)), r.sloppy, r.durable, r.epoch) for r in reply.receipts]
     places, contexts = reply.receipt_of_item, reply.contexts
+    actors, whose, counters = reply.actors, reply.actor_of_item, reply.counters
     results = []
     for column in range(len(positions)) if columns is None else columns:
         place = places[column] if places else 0
         acked, sloppy, durable, epoch = shown[place] if 0 <= place < len(shown) else ((), False, False, 0)
         context = contexts[column] if contexts else None
-        results.append(PutResult(b"" if context is None else context_to_bytes(context), acked, sloppy, durable, epoch))
+        if context is not None:
+            seen = context_to_bytes(context)
+        elif counters[column]:
+            seen = context_of_dot(actors[whose[column] if whose else 0], counters[column])
+        else:
+            seen = b""
+        results.append(PutResult(seen, acked, sloppy, durable, epoch))
     return results
 
 

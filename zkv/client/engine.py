@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from zkv.client.lanes import Lane
 from zkv.client.links import Exchange, Order, abandon_context
 from zkv.client.session import Learn, Pause, Session, Steps
+from zkv.client.single import LaneFlight, NoSingles, Singles
 from zkv.client.url import Target
 from zkv.core.client_state import ClientState
 from zkv.errors import Closed
@@ -29,8 +30,15 @@ _T = TypeVar("_T")
 class ThreadEngine(Session):
     """Drives steps in the caller's thread. What an exchange is driven over is the subclass's: sockets here, a store in this process (embedded)."""
 
-    def finish(self, steps: Steps[_T]) -> _T:
-        """Drive each step to its end in this thread; what the steps came to."""
+    #: asks for one key without a call, where there are sockets
+    singles: Singles | NoSingles
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self.singles = NoSingles()
+
+    def finish(self, steps: Steps[_T], flight: LaneFlight | None = None) -> _T:
+        """Drive each step to its end in this thread; what the steps came to. flight: with it the first call has begun."""
         try:
             step = next(steps)
             while True:
@@ -39,13 +47,17 @@ class ThreadEngine(Session):
                 elif isinstance(step, Pause):
                     time.sleep(step.seconds)
                 else:
-                    self.run(step)
+                    self.run(step, flight)
+                    flight = None
                 step = next(steps)
         except StopIteration as end:
             result: _T = end.value
             return result
+        finally:
+            if flight is not None:
+                self.singles.abandon(flight)
 
-    def run(self, call: Exchange[Any]) -> None:
+    def run(self, call: Exchange[Any], flight: LaneFlight | None = None) -> None:
         """Drive a call to its end in this thread."""
         raise NotImplementedError
 
@@ -60,6 +72,7 @@ class Engine(ThreadEngine):
     def __init__(self, target: Target) -> None:
         super().__init__(target)
         self._reset()
+        self.singles = Singles(self)
         _ENGINES.add(self)
 
     def _reset(self) -> None:
@@ -69,30 +82,43 @@ class Engine(ThreadEngine):
 
     # --- calls ---
 
-    def run(self, call: Exchange[Any]) -> None:
+    def run(self, call: Exchange[Any], flight: LaneFlight | None = None) -> None:
         """Drive a call to its end in this thread."""
-        with self.lock:
-            if self.closed:
-                raise Closed("the client was closed")
-            if self._idle:
-                lane = self._idle.pop()
-            else:
-                lane = Lane(self.lock, self.state.failed)
-                self._lanes.add(lane)
+        if flight is not None:
+            lane = flight.lane
+        else:
+            with self.lock:
+                if self.closed:
+                    raise Closed("the client was closed")
+                if self._idle:
+                    lane = self._idle.pop()
+                else:
+                    lane = Lane(self.lock, self.state.failed)
+                    self._lanes.add(lane)
         try:
-            lane.run(call, self.state.cluster)
+            lane.run(call, self.state.cluster, None if flight is None else (flight.address, flight.frames))
         except BaseException:
             with self.lock:
                 call.abandon()
-            self._discard(lane)  # it may have stopped between two frames of a message
+            self.discard(lane)  # it may have stopped between two frames of a message
             raise
+        self.give_back(lane)
+
+    def take_lane(self) -> tuple[Lane, int] | None:
+        """An idle lane and the sequence of a request; None: there is none, or the client is closed."""
+        with self.lock:
+            if self.closed or not self._idle:
+                return None
+            return self._idle.pop(), self.state.next_sequence()
+
+    def give_back(self, lane: Lane) -> None:
         with self.lock:
             if not self.closed:
                 self._idle.append(lane)
                 return
-        self._discard(lane)
+        self.discard(lane)
 
-    def _discard(self, lane: Lane) -> None:
+    def discard(self, lane: Lane) -> None:
         with self.lock:
             self._lanes.discard(lane)
         lane.close()

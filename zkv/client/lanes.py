@@ -40,9 +40,28 @@ class Lane:
         #: replies that answered nothing open
         self.dropped = 0
 
-    def run(self, call: Exchange[_O], cluster: int = 0) -> None:
-        """Drive a call to its end. `cluster` goes into each header."""
+    def ask(self, address: str, frames: list[bytes]) -> list[bytes] | None:
+        """Send on a link that stands, and what comes first in a moment. None: certainly not sent; empty: nothing came yet."""
+        link = self._links.get(address)
+        if link is None or not link.up:
+            return None
+        try:
+            link.hand_over(frames)
+        except zmq.Again:
+            return None
+        try:
+            return link.socket.recv_multipart()
+        except zmq.Again:
+            return []
+
+    def run(self, call: Exchange[_O], cluster: int = 0, came: tuple[str, list[bytes]] | None = None) -> None:
+        """Drive a call to its end. `cluster` goes into each header. came: the call's request is with this address, and what `ask` gave."""
         self._active.clear()
+        if came is not None:
+            address, frames = came
+            self._active[address] = self._links[address]
+            if frames:
+                self._take(call, self._links[address], frames)
         while True:
             now_ns = time.monotonic_ns()
             with self._guard:
@@ -148,16 +167,22 @@ class Lane:
             except zmq.Again:
                 return came
             came, flags = True, zmq.NOBLOCK
-            try:
-                message = wire.decode(frames)
-            except ProtocolError:
-                self._drop(call, link, drain=False)  # not a node of ours, or one that speaks another version
+            if not self._take(call, link, frames):
                 return True
-            now_ns = time.monotonic_ns()
-            with self._guard:
-                if not call.on_reply(link.address, message, now_ns):  # type: ignore[arg-type]
-                    self.dropped += 1
         return came
+
+    def _take(self, call: Exchange[_O], link: Link, frames: list[bytes]) -> bool:
+        """False: the link is of no use."""
+        try:
+            message = wire.decode(frames)
+        except ProtocolError:
+            self._drop(call, link, drain=False)  # not a node of ours, or one that speaks another version
+            return False
+        now_ns = time.monotonic_ns()
+        with self._guard:
+            if not call.on_reply(link.address, message, now_ns):  # type: ignore[arg-type]
+                self.dropped += 1
+        return True
 
     def _drop(self, call: Exchange[_O], link: Link, *, drain: bool = True) -> None:
         """The link is at its end: read what had arrived, then tell the call."""

@@ -33,6 +33,10 @@ _LOST: Final = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 
+#: as numbers: members of the enums take longer to combine
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+
 _OPTIONS: Final[dict[zmq.SocketOption, int]] = {
     zmq.LINGER: 0,  # what is not on its way when we close was never promised
     zmq.IMMEDIATE: 1,  # no connection, no queue: EAGAIN means certainly not sent
@@ -105,8 +109,8 @@ class Link:
         """Send all frames or none. Raises: zmq.Again when there is no connection."""
         send = self.socket.send
         for frame in frames[:-1]:
-            send(frame, zmq.NOBLOCK | zmq.SNDMORE)
-        send(frames[-1], zmq.NOBLOCK)
+            send(frame, _NOBLOCK_MORE)
+        send(frames[-1], _NOBLOCK)
 
     def lost(self) -> bool:
         """Whether the monitor has told of an end."""

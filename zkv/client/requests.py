@@ -15,7 +15,7 @@ from zkv.client.codecs import Codec
 from zkv.client.decode import Found, expiry_of, found_items, item_of, plain_values, promises_of, receipt_of
 from zkv.client.keys import Key, stored_keys
 from zkv.client.results import BatchResult, Item, PutResult, conflict_of
-from zkv.client.session import Session, Steps
+from zkv.client.session import Flight, Session, Steps
 from zkv.codec.records import context_from_bytes
 from zkv.core.client_puts import GetCall, PutCall
 from zkv.core.messages import BATCH_VALUES_BYTES_MAX, LEVELS, Level
@@ -31,7 +31,7 @@ from zkv.errors import (
     Unsupported,
     ZkvError,
 )
-from zkv.ids import checksum_of
+from zkv.ids import checksum_of, checksums_of
 from zkv.resolve import Resolver, newest
 
 V = TypeVar("V")
@@ -69,8 +69,9 @@ class Requests(Generic[V]):
         sloppy: bool | None,
         timeout: float | None,
         resolver: Resolver | None,
+        flight: Flight | None = None,
     ) -> Steps[V | D | None]:
-        call, entry = yield from self._read([key], r, sloppy, timeout)
+        call, entry = yield from self._read([key], r, sloppy, timeout, flight=flight)
         found = next(found_items(call))
         if found[3] - found[2] <= 1:
             item = item_of(found, self._codec, None, key)
@@ -171,12 +172,17 @@ class Requests(Generic[V]):
         want_context: bool = False,
         heads: bool = False,
         whole: bool = True,
+        flight: Flight | None = None,
     ) -> Steps[tuple[GetCall, BucketEntry]]:
-        """whole: the call has one key; raise its error."""
+        """whole: the call has one key; raise its error. flight: it is on its way."""
         engine = self._engine
-        now_ns = time.monotonic_ns()
-        deadline_ns = engine.deadline_ns(timeout, now_ns)
-        entry = yield from engine.bucket(self.name, deadline_ns)
+        now_ns = time.monotonic_ns() if flight is None else flight.began_ns
+        if flight is None:
+            deadline_ns = engine.deadline_ns(timeout, now_ns)
+            entry = yield from engine.bucket(self.name, deadline_ns)
+        else:  # sent: from here on nothing may claim that it was not
+            deadline_ns = now_ns + int(engine.target.timeout * 1e9)
+            entry = flight.entry
         stored = stored_keys(entry.bucket_id, keys)
         call = GetCall(
             engine.state,
@@ -189,6 +195,8 @@ class Requests(Generic[V]):
             want_context=want_context,
             heads=heads,
         )
+        if flight is not None:
+            call.flew(flight.address, flight.node, flight.sequence, now_ns)
         yield call
         if call.failures:
             errors = call.errors()
@@ -239,10 +247,11 @@ class Requests(Generic[V]):
         sloppy: bool | None,
         durable: bool,
         timeout: float | None,
+        flight: Flight | None = None,
     ) -> Steps[PutResult]:
         contexts: list[Context | None] | None = None if context is None else [checked_context(context)]
         call = yield from self._write(
-            [key], [value], w, ttl, sloppy, durable, timeout, contexts=contexts, want_context=True
+            [key], [value], w, ttl, sloppy, durable, timeout, contexts=contexts, want_context=True, flight=flight
         )
         if call.failures:
             raise call.errors()[0]
@@ -260,18 +269,23 @@ class Requests(Generic[V]):
         *,
         contexts: list[Context | None] | None = None,
         want_context: bool = False,
+        flight: Flight | None = None,
     ) -> Steps[PutCall]:
         engine = self._engine
-        now_ns = time.monotonic_ns()
-        deadline_ns = engine.deadline_ns(timeout, now_ns)
-        entry = yield from engine.bucket(self.name, deadline_ns)
+        now_ns = time.monotonic_ns() if flight is None else flight.began_ns
+        if flight is None:
+            deadline_ns = engine.deadline_ns(timeout, now_ns)
+            entry = yield from engine.bucket(self.name, deadline_ns)
+        else:  # sent: from here on nothing may claim that it was not
+            deadline_ns = now_ns + int(engine.target.timeout * 1e9)
+            entry = flight.entry
         stored = stored_keys(entry.bucket_id, keys)
         if len(stored) > 1 and len(set(stored)) < len(stored):
             raise InvalidKey("one key stands twice in the batch, as text and as bytes")
         if None in values:
             checksums = [0 if value is None else checksum_of(value) for value in values]
         else:
-            checksums = list(map(checksum_of, values))  # type: ignore[arg-type]
+            checksums = checksums_of(values)  # type: ignore[arg-type]
         _check_sizes(values)
         expires_ms = None if ttl is None else [checked_expiry(ttl)] * len(stored)
         with engine.lock:
@@ -290,6 +304,8 @@ class Requests(Generic[V]):
                 durable=durable,
                 want_context=want_context,
             )
+            if flight is not None:
+                call.flew_following(flight.base, flight.address, flight.node, flight.sequence, now_ns)
         yield call
         if call.failures:
             self._note(call.errors().values())
@@ -367,8 +383,7 @@ def checked_expiry(ttl: float | timedelta) -> int:
 
 
 def _check_sizes(values: Sequence[bytes | None]) -> None:
-    largest = max((value for value in values if value is not None), key=len, default=None)
-    check_size(largest)
+    check_size(max([value for value in values if value is not None], key=len, default=None))
 
 
 def check_size(value: bytes | None) -> None:

@@ -23,7 +23,7 @@ from zkv.core.client_asks import AskEach, HelloCall
 from zkv.core.client_state import ClientState
 from zkv.core.topology import Bucket
 from zkv.errors import Closed, ConnectFailed, ZkvError
-from zkv.ids import NodeId
+from zkv.ids import Dot, NodeId
 
 _T = TypeVar("_T")
 
@@ -44,6 +44,22 @@ class Learn:
 
     def __init__(self, deadline_ns: int) -> None:
         self.deadline_ns = deadline_ns
+
+
+class Flight:
+    """A request of one key that was sent before there was a call for it. base: what a put said that it follows."""
+
+    __slots__ = ("address", "base", "began_ns", "entry", "node", "sequence")
+
+    def __init__(
+        self, entry: Bucket, began_ns: int, node: NodeId, address: str, sequence: int, base: Dot | None
+    ) -> None:
+        self.entry = entry
+        self.began_ns = began_ns
+        self.node = node
+        self.address = address
+        self.sequence = sequence
+        self.base = base
 
 
 Steps = Generator[Exchange[Any] | Pause | Learn, None, _T]

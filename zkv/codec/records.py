@@ -113,6 +113,11 @@ def context_to_bytes(context: Context) -> bytes:
     return pack(context_to_tree(context))
 
 
+def context_of_dot(actor: bytes, counter: int) -> bytes:
+    """`context_to_bytes` of this dot and those before it of its actor."""
+    return pack([[actor, counter], None])
+
+
 def context_from_bytes(data: bytes) -> Context:
     """Raises: ProtocolError when these are not bytes of `context_to_bytes`."""
     context = context_from_tree(unpack(data)) if data else Context({})

@@ -7,6 +7,7 @@ kind or class in a table. Decoders check every type and length that later code r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Any, Final
 
 from zkv.codec.columns import cut_values
@@ -30,6 +31,9 @@ __all__ = ["from_parts", "pack", "to_parts", "unpack"]
 Parts = tuple[int, int, int, list[Any], bytes]
 _BYTES: Final[frozenset[type]] = frozenset({bytes})
 _INT: Final[frozenset[type]] = frozenset({int})
+_LIST: Final[frozenset[type]] = frozenset({list})
+_first: Final = itemgetter(0)
+_second: Final = itemgetter(1)
 _LIST_OR_NONE: Final[frozenset[type]] = frozenset({list, type(None)})
 _STORED_KEY_MAX: Final = BUCKET_BYTES + KEY_BYTES_MAX
 #: more items than a client may send: a node may forward, page and repair in larger steps
@@ -96,8 +100,8 @@ def _contexts_in(tree: Any, count: int, *, stated: bool = False) -> list[Context
 
 def _bases_out(bases: list[Base | None] | None) -> list[Any] | None:
     """A dot is `[actor, counter]` (its first element is bytes), a context what it is everywhere."""
-    if bases is None:
-        return None
+    if bases is None or Context not in set(map(type, bases)):
+        return bases
     return [context_to_tree(base) if isinstance(base, Context) else base for base in bases]
 
 
@@ -105,6 +109,12 @@ def _bases_in(tree: Any, count: int) -> list[Base | None] | None:
     column = _optional(tree, count, _LIST_OR_NONE, "bases")
     if column is None:
         return None
+    if set(map(type, column)) == _LIST and set(map(len, column)) == {2}:
+        actors, counters = list(map(_first, column)), list(map(_second, column))
+        if set(map(type, actors)) == _BYTES and set(map(len, actors)) == {ACTOR_BYTES}:
+            _unsigned(counters, count, STATED_COUNTER_MAX + 1, "bases")
+            if counters and min(counters) > 0:
+                return list(zip(actors, counters, strict=True))
     bases: list[Base | None] = []
     for base in column:
         if base is not None and len(base) == 2 and type(base[0]) is bytes:

@@ -98,6 +98,14 @@ class Call:
         order.part.state = State.FLYING
         order.part.due_ns = now_ns + self._patience_ns
 
+    def flew(self, address: str, node: NodeId, sequence: int, sent_ns: int) -> None:
+        """All of this call, one key, was sent before it was made."""
+        (part,) = self._parts
+        part.sequence, part.node = sequence, node
+        part.state, part.due_ns = State.FLYING, sent_ns + self._patience_ns
+        self._inflight[address, sequence] = part
+        self._flying = 1
+
     def on_unsent(self, order: Order, now_ns: int) -> None:
         """The link certainly did not take it."""
         part = order.part

@@ -18,7 +18,7 @@ from typing import Final, Generic, TypeVar
 
 from zkv.core.messages import PutReply
 from zkv.core.versions import Base
-from zkv.ids import Actor
+from zkv.ids import Actor, Dot
 
 #: keys per generation; the bound is twice this
 KEYS_MAX: Final = 65_536
@@ -49,6 +49,18 @@ class WriteMemory:
         if unknown is None or doubled is None:
             return unknown or doubled
         return [(a or ()) + (b or ()) or None for a, b in zip(unknown, doubled, strict=True)]
+
+    def follows(self, key: bytes, *, remembers: bool) -> tuple[Dot | None, bool]:
+        """(the dot that a blind write of one key follows, whether that is all there is to say). remembers: whether bases are kept."""
+        if self.voids([key], blind=True) is not None:
+            return None, False
+        bases = self.bases([key]) if remembers else None
+        base = None if bases is None else bases[0]
+        return (base, True) if base is None or isinstance(base, tuple) else (None, False)
+
+    def note_dot(self, key: bytes, dot: Dot) -> None:
+        """This write of ours was acknowledged."""
+        self._bases.update([(key, dot)], 1)
 
     def note_acked(self, keys: Sequence[bytes], reply: PutReply, places: Sequence[int] | None = None) -> None:
         """These keys were acknowledged; `places` are their columns in the reply, None = all in order."""

@@ -18,6 +18,7 @@ from zkv.core.client_state import ClientState
 from zkv.core.messages import BATCH_VALUES_BYTES_MAX, ITEMS_MAX, Status
 from zkv.core.topology import Bucket
 from zkv.core.versions import Context
+from zkv.ids import Dot, NodeId
 
 
 class PutCall(Call):
@@ -65,6 +66,12 @@ class PutCall(Call):
         self._parts = [
             Part(run) for run in runs(len(keys), ITEMS_MAX, None if short else sizes, BATCH_VALUES_BYTES_MAX)
         ]
+
+    def flew_following(self, base: Dot | None, address: str, node: NodeId, sequence: int, sent_ns: int) -> None:
+        """As `flew`; base: what was said then, whatever has become known since."""
+        self._bases = None if base is None else [base]
+        self._voids = None
+        self.flew(address, node, sequence, sent_ns)
 
     def _message(self, part: Part) -> m.Put:
         positions = part.positions

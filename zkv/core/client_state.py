@@ -135,6 +135,11 @@ class ClientState:
         _, failures = self._cooling.get(address, (0, 0))
         self._cooling[address] = (now_ns + min(COOL_MAX_NS, COOL_FIRST_NS << min(failures, 10)), failures + 1)
 
+    @property
+    def untroubled(self) -> bool:
+        """The topology is known and nothing is held against it or anybody."""
+        return self.document is not None and not self.stale and not self._cooling
+
     def answered(self, address: str) -> None:
         if self._cooling:
             self._cooling.pop(address, None)

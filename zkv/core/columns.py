@@ -13,9 +13,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, repeat
+from operator import itemgetter, le, lt
+from typing import Final, cast
 
 from zkv.core.versions import Base, Context, Sibling, VersionSet
-from zkv.ids import Actor
+from zkv.ids import Actor, Dot
 
 #: session, sequence, and the numbers of the items in that request: the puts that made consecutive places
 Run = tuple[int, int, list[int]]
@@ -172,11 +174,22 @@ class Columns:
 #: where a table finds the set of a key: in columns, or as an object
 Place = tuple[Columns, int]
 Held = VersionSet | Place
+_columns_of: Final = itemgetter(0)
+_actor_of: Final = itemgetter(0)
+_counter_of: Final = itemgetter(1)
 
 
 def versions_of(held: Held | None) -> VersionSet | None:
     """What is held as a set of its own."""
     return held[0].versions(held[1]) if type(held) is tuple else held  # type: ignore[return-value]
+
+
+def common_columns(held: Sequence[Held | None]) -> Columns | None:
+    """The columns that all of these are places of; None if they are not, or only one."""
+    if len(held) < 2 or set(map(type, held)) != {tuple}:
+        return None
+    found = set(map(_columns_of, cast("Sequence[Place]", held)))
+    return found.pop() if len(found) == 1 else None
 
 
 def past_of(held: Held) -> Mapping[Actor, int]:
@@ -199,6 +212,9 @@ def overwriting(
         return None
     if not any(held):
         return [1] * len(held), {}
+    one = common_columns(held)
+    if one is not None and one.actor == actor and not one.pasts:
+        return [one.counters[i] + 1 for _, i in held], {}  # type: ignore[misc]
     counters: list[int] = []
     pasts: dict[int, Mapping[Actor, int]] = {}
     for i, before in enumerate(held):
@@ -219,6 +235,11 @@ def overwriting(
 
 def _all_known(held: Sequence[Held | None], bases: Sequence[Base]) -> bool:
     """Whether what is held knows every base already, so that replacing what is held is all there is to do."""
+    one = common_columns(held)
+    if one is not None and not one.pasts and set(map(type, bases)) == {tuple}:
+        dots = cast("Sequence[Dot]", bases)
+        if set(map(_actor_of, dots)) == {one.actor}:
+            return all(map(le, map(_counter_of, dots), [one.counters[i] for _, i in cast("Sequence[Place]", held)]))
     for before, base in zip(held, bases, strict=True):
         if isinstance(base, Context):
             if base.past or base.cloud:
@@ -231,6 +252,9 @@ def _all_known(held: Sequence[Held | None], bases: Sequence[Base]) -> bool:
 def replaces_all(columns: Columns, held: Sequence[Held | None]) -> bool:
     """Whether each place knows all that is held of its key, and brings what is not known there: joining is then taking what came."""
     actor, counters, pasts = columns.actor, columns.counters, columns.pasts
+    one = None if pasts else common_columns(held)
+    if one is not None and one.actor == actor and not one.pasts:
+        return all(map(lt, [one.counters[i] for _, i in cast("Sequence[Place]", held)], counters))
     for i, before in enumerate(held):
         if before is None:
             continue

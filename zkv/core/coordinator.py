@@ -9,6 +9,7 @@ mints for it: items of other nodes' keys are forwarded, once. Any node coordinat
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Final, TypeVar
 
 from zkv.core import messages as m
@@ -21,11 +22,11 @@ from zkv.core.reads import ReadGroup, Reads
 from zkv.core.request_counts import RequestCounts
 from zkv.core.request_memory import Outcome, Refusals
 from zkv.core.requests import OpenGet, OpenPut
-from zkv.core.ring import Row
+from zkv.core.ring import Ring, Row
 from zkv.core.topology import Bucket
 from zkv.core.view import View
 from zkv.core.writes import Manner, WriteGroup, Writes
-from zkv.ids import BUCKET_BYTES, NodeId, RequestId, bucket_of, checksum_of
+from zkv.ids import NodeId, RequestId, bucket_of, checksums_of, one_bucket_of
 
 _T = TypeVar("_T")
 #: a request and the numbers of its items, () = all
@@ -44,6 +45,8 @@ OVERLOADED_RETRY_AFTER_MS: Final = 50
 #: deadlines within one such step (2**24 ns, 17 ms) share a group; the group keeps the earliest
 _DEADLINE_STEP_BITS: Final = 24
 _DEADLINE_DEFAULT_NS: Final = 60_000_000_000
+_REQUIREMENTS_MAX: Final = 1_000
+_group_of: Final = attrgetter("group")
 
 
 class Coordinator:
@@ -58,6 +61,9 @@ class Coordinator:
         self._done_gets: list[OpenGet] = []
         #: (node, part) -> request, positions of the part in it, deadline
         self._forwards: dict[tuple[NodeId, _PartKey], tuple[OpenPut, list[int], int]] = {}
+        #: levels as they were resolved for replicas of this ring
+        self._requirements: dict[tuple[m.Level, m.Level, tuple[NodeId, ...]], Requirement] = {}
+        self._ring: Ring | None = None
         self.open_items = 0
         self.counts = RequestCounts()
 
@@ -98,6 +104,10 @@ class Coordinator:
         return isinstance(message, m.Put) and (
             _part_key(message) in self._puts or self._view.memory.recall(message.request) is not None
         )
+
+    def has_met(self, request: RequestId) -> bool:
+        """Whether a put of one key is being worked on or was refused here before."""
+        return (request, ()) in self._puts or (request, (0,)) in self._puts or bool(self._refusals.of(request))
 
     def _refusal(self, message: m.Put | m.Get) -> m.Refused:
         if self._view.ring is None:
@@ -149,7 +159,7 @@ class Coordinator:
                 continue
             group = self._write_group(groups, message, bucket, row, row_group, manner, len(items))
             group.segments.append((open_put, items))
-            group.rows.extend([rows[i] for i in items])  # type: ignore[misc]
+            group.rows += rows if len(items) == len(rows) else [rows[i] for i in items]  # type: ignore[arg-type, misc]
             if outcome is not None and manner is Manner.REPEATED:
                 group.outcomes.append(outcome)
         return [effect for node, items in elsewhere.items() for effect in self._forward(open_put, items, node)]
@@ -168,9 +178,10 @@ class Coordinator:
     def _intact(self, open_put: OpenPut) -> bool:
         """Whether the values are what their author sent; else the whole request is refused, for something is wrong on the way."""
         message = open_put.message
-        if [checksum_of(v) for v in message.values if v is not None] == [
-            c for c, v in zip(message.checksums, message.values, strict=True) if v is not None
-        ]:
+        values, checksums = message.values, message.checksums
+        if None in values:
+            checksums = [c for c, v in zip(checksums, values, strict=True) if v is not None]
+        if checksums_of([v for v in values if v is not None] if None in values else values) == checksums:  # type: ignore[arg-type]
             return True
         open_put.settle_failed(list(range(len(message.keys))), Status.CORRUPT)
         return False
@@ -193,9 +204,9 @@ class Coordinator:
             manner,
             message.durable,
             message.deadline_ns >> _DEADLINE_STEP_BITS,
-            any(v is not None for v in message.values),  # deletes alone may use the last of the space
+            message.values.count(None) < len(message.values),  # deletes alone may use the last of the space
         )
-        size = sum([len(v) for v in message.values if v is not None])
+        size = sum(_lengths(message.values))
         meta = sum(map(len, message.keys)) + ROW_BYTES * count
         group = groups.get(key)
         if group is not None and (
@@ -273,13 +284,14 @@ class Coordinator:
     def _uniform(self, message: m.Put, rows: list[Row | None]) -> tuple[Bucket | None, int, Manner] | None:
         """Where all items of a blind batch go, if they go one way: the usual case, judged by the batch and not by the item."""
         first = rows[0]
-        if message.contexts is not None or first is None or len({key[:BUCKET_BYTES] for key in message.keys}) > 1:
+        bucket_id = one_bucket_of(message.keys)
+        if message.contexts is not None or first is None or bucket_id is None or None in rows:
             return None
         group = first.group
-        bucket = self._view.buckets[bucket_of(message.keys[0])]
-        if any(row.group != group for row in rows):  # type: ignore[union-attr]
+        bucket = self._view.buckets[bucket_id]
+        if set(map(_group_of, rows)) != {group}:
             return None
-        if max([len(value) for value in message.values if value is not None], default=0) > bucket.value_bytes_max:
+        if max(_lengths(message.values), default=0) > bucket.value_bytes_max:
             return None
         return bucket, group, Manner.STATED if message.again else self._blind_manner(message, bucket, first)
 
@@ -291,7 +303,17 @@ class Coordinator:
         return Manner.HELD if sloppy or w + r <= n or n == 1 else Manner.READ_FIRST
 
     def _requirement(self, level: m.Level, default: m.Level, row: Row) -> Requirement:
-        return quorum.resolve(level, default, row.replicas, self._view.dc_of, self._view.dc)
+        if self._view.ring is not self._ring:
+            self._ring = self._view.ring
+            self._requirements.clear()
+        key = (level, default, row.replicas)
+        found = self._requirements.get(key)
+        if found is None:
+            if len(self._requirements) >= _REQUIREMENTS_MAX:  # whoever asks for many numbers does not make this grow
+                self._requirements.clear()
+            found = quorum.resolve(level, default, row.replicas, self._view.dc_of, self._view.dc)
+            self._requirements[key] = found
+        return found
 
     # --- forwarding ---
 
@@ -390,7 +412,7 @@ class Coordinator:
                 group = groups[key] = self._reads.new_group(row.replicas, requirement, agree, message.deadline_ns)
             group.deadline_ns = min(group.deadline_ns, message.deadline_ns)
             group.segments.append((open_get, items))
-            group.rows.extend([rows[i] for i in items])  # type: ignore[misc]
+            group.rows += rows if len(items) == len(rows) else [rows[i] for i in items]  # type: ignore[arg-type, misc]
 
     def _agreement(self, message: m.Get, bucket: Bucket, row: Row, requirement: Requirement) -> int:
         """How many primaries must report exactly the same; 0 where the strict promise was not asked for."""
@@ -443,13 +465,19 @@ class Coordinator:
 
 def _by_replicas(keys: list[bytes], rows: list[Row | None]) -> dict[tuple[int, int], list[int]]:
     """Items by replica set (-1: no such row) and bucket."""
-    groups = {-1 if row is None else row.group for row in rows}
-    if len(groups) == 1 and len({key[:BUCKET_BYTES] for key in keys}) == 1:
-        return {(groups.pop(), bucket_of(keys[0])): list(range(len(keys)))}
+    bucket_id = one_bucket_of(keys)
+    if bucket_id is not None:
+        groups = {-1} if None in rows else set(map(_group_of, rows))
+        if len(groups) == 1:
+            return {(groups.pop(), bucket_id): list(range(len(keys)))}
     sorted_out: dict[tuple[int, int], list[int]] = {}
     for i, row in enumerate(rows):
         sorted_out.setdefault((-1 if row is None else row.group, bucket_of(keys[i])), []).append(i)
     return sorted_out
+
+
+def _lengths(values: list[bytes | None]) -> Iterable[int]:
+    return [len(v) for v in values if v is not None] if None in values else map(len, values)  # type: ignore[arg-type]
 
 
 def _part_key(message: m.Put) -> _PartKey:

@@ -145,7 +145,8 @@ class Receipt:
 
 @dataclass(slots=True)
 class PutReply:
-    """Columns per item. actor and counters give the dots minted (counter 0: none); contexts only when asked for; items as in the Put."""
+    """Columns per item. actor and counters give the dots minted (counter 0: none). contexts only when asked for, None where it is the
+    item's own dot and those before it of its actor; items as in the Put."""
 
     kind: ClassVar[Kind] = Kind.PUT_REPLY
     request: RequestId

@@ -18,6 +18,7 @@ from zkv.core.inspect import Inspect
 from zkv.core.reads import Reads
 from zkv.core.replica import Replica
 from zkv.core.resync import Resync
+from zkv.core.single import Singles
 from zkv.core.view import OWNER_MASK, Owner, View
 from zkv.core.writes import Writes
 from zkv.ids import NodeId
@@ -37,6 +38,7 @@ class NodeState:
         self.inspect = Inspect(view)
         self.inspect.forming = lambda: (bootstrap.missing, list(bootstrap.refusals.values()))
         self.coordinator = Coordinator(view, self.writes, self.reads)
+        self.singles = Singles(view, self.coordinator)
         self._heartbeat_interval_ns = heartbeat_interval_ns
         self._heartbeat_ns = 0
         self._heartbeats = 0

@@ -91,6 +91,8 @@ class ReadGroup:
 
     @property
     def keys(self) -> list[bytes]:
+        if len(self.segments) == 1 and len(self.segments[0][1]) == len(self.segments[0][0].message.keys):
+            return self.segments[0][0].message.keys
         return [open_get.message.keys[i] for open_get, items in self.segments for i in items]
 
 

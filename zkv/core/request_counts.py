@@ -15,6 +15,7 @@ from zkv.counters import Family, Histogram, Sample
 
 #: a `part` is what another node forwarded because it holds no replica of these keys
 OPERATIONS: Final = ("put", "get", "part")
+_OK: Final = {operation: (operation, "ok") for operation in OPERATIONS}
 _NO_QUORUM: Final = frozenset({Status.UNAVAILABLE, Status.QUORUM_NOT_MET})
 
 
@@ -46,6 +47,13 @@ class RequestCounts:
         """A request that was answered with all well, without a turn. Its duration is not among those of requests that took one."""
         self._results[operation, "ok"] = self._results.get((operation, "ok"), 0) + 1
         self._keys[operation] += keys
+
+    def answered(self, operation: str, keys: int, duration_ns: int) -> None:
+        """One that is ok and was answered in the same turn."""
+        key = _OK[operation]
+        self._results[key] = self._results.get(key, 0) + 1
+        self._keys[operation] += keys
+        self._durations[operation].observe(duration_ns)
 
     def observe(self, now_ns: int) -> None:
         """The answers of all that ended were handed to the transport by now."""

@@ -6,6 +6,7 @@ Owns: which items are settled and with what, and the reply made of that. Must no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Final, cast
 
 from zkv.core import messages as m
@@ -13,8 +14,10 @@ from zkv.core.columns import Held, Place, versions_of
 from zkv.core.events import Route
 from zkv.core.messages import UNKNOWN_STATUSES, Status
 from zkv.core.versions import Context, Sibling, visible
-from zkv.ids import Actor
+from zkv.ids import Actor, RequestId
 
+_columns_of: Final = itemgetter(0)
+_place_of: Final = itemgetter(1)
 #: not settled yet; never leaves this module
 _OPEN: Final = -1
 
@@ -153,7 +156,7 @@ class OpenPut(_Open):
             self._counters,
             self._receipts,
             self._receipt_of_item if len(self._receipts) > 1 or not clean else None,
-            self._contexts,
+            self._contexts if self._contexts is not None and any(self._contexts) else None,
             self.message.items,
         )
 
@@ -207,8 +210,10 @@ class OpenGet(_Open):
         contexts: list[Context | None] | None = None
         if self.message.want_context:
             contexts = [None if versions is None else versions.context for versions in map(versions_of, self._sets)]
-        elif self._required is None and all(type(held) is tuple and not held[0].expires_ms for held in self._sets):
-            return self._reply_of_columns(cast("Sequence[Place]", self._sets))
+        elif self._required is None:
+            reply = reply_of_held(self.message.request, self._sets, heads=self.message.heads)
+            if reply is not None:
+                return reply
         counts: list[int] = []
         shown: list[Sibling] = []
         for held in self._sets:
@@ -229,8 +234,23 @@ class OpenGet(_Open):
             contexts,
         )
 
-    def _reply_of_columns(self, places: Sequence[Place]) -> m.GetReply:
-        """The usual answer, without an object per key: every key has one value that does not expire."""
+
+def reply_of_held(request: RequestId, held: Sequence[Held | None], *, heads: bool = False) -> m.GetReply | None:
+    """The usual answer, without an object per key: every key has one value that does not expire. None: some have not."""
+    if set(map(type, held)) != {tuple}:
+        return None
+    places = cast("Sequence[Place]", held)
+    held_in = set(map(_columns_of, places))
+    if any(columns.expires_ms for columns in held_in):
+        return None
+    n = len(places)
+    columns, first = places[0]
+    if len(held_in) == 1 and list(map(_place_of, places)) == list(range(first, first + n)):
+        # what was put together is asked for together
+        checksums, values = columns.checksums[first : first + n], columns.values[first : first + n]
+    else:
         checksums = [columns.checksums[i] for columns, i in places]
-        values = [b""] * len(places) if self.message.heads else [columns.values[i] for columns, i in places]
-        return m.GetReply(self.message.request, None, None, None, None, checksums, None, None, values, None)
+        values = [columns.values[i] for columns, i in places]
+    if heads:
+        values = [b""] * n
+    return m.GetReply(request, None, None, None, None, checksums, None, None, values, None)

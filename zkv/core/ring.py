@@ -39,7 +39,7 @@ class Row:
 class Ring:
     """All rows of one epoch. `tables` maps a class to one (version, fence, replicas) per partition; `hosts` a node to its host label."""
 
-    __slots__ = ("_rows", "_shift", "_walks", "groups", "hosts", "partitions", "seed")
+    __slots__ = ("_rows", "_shift", "_versions", "_walks", "groups", "hosts", "partitions", "seed")
 
     def __init__(
         self,
@@ -72,6 +72,7 @@ class Ring:
         self._rows: Final = rows
         #: each distinct set of replicas, sorted by node id
         self.groups: Final = tuple(numbers)
+        self._versions: Final = {class_id: {row.version for row in table} for class_id, table in rows.items()}
         self._walks: Final[dict[Row, tuple[NodeId, ...]]] = {}
 
     @property
@@ -92,6 +93,11 @@ class Ring:
             rows[digest(routing_bytes(key) if opening in key else key, seed) >> shift]
             for key in stored_keys
         ]  # fmt: skip
+
+    def version_of_all(self, class_id: int) -> int | None:
+        """The version that all rows of a class have; None where they differ, or there is no such class."""
+        versions = self._versions.get(class_id, ())
+        return next(iter(versions)) if len(versions) == 1 else None
 
     def preference_list(self, row: Row, n: int) -> tuple[NodeId, ...]:
         """The first n replicas, or all of a row that is shorter (under-replicated)."""

@@ -17,7 +17,7 @@ from zkv.core.members import Member
 from zkv.core.request_memory import RequestMemory
 from zkv.core.ring import Ring, Row
 from zkv.core.topology import Bucket, TopologyDocument, ring_of
-from zkv.ids import BUCKET_BYTES, NodeId, bucket_of
+from zkv.ids import NodeId, bucket_of, one_bucket_of
 
 
 class Owner(IntEnum):
@@ -95,8 +95,9 @@ class View:
     def rows_of(self, keys: list[bytes]) -> list[Row | None]:
         """The row of each key; None where the bucket does not exist."""
         assert self.ring is not None
-        if len(keys) == 1 or len({key[:BUCKET_BYTES] for key in keys}) == 1:
-            bucket = self.buckets.get(bucket_of(keys[0]))
+        common = one_bucket_of(keys)
+        if common is not None:
+            bucket = self.buckets.get(common)
             return [None] * len(keys) if bucket is None else list(self.ring.rows_of(keys, bucket.class_id))
         rows: list[Row | None] = []
         for key in keys:

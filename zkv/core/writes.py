@@ -169,16 +169,12 @@ class Writes:
             self._settle_failed(group, Status.UNAVAILABLE, group.pasts_needed, len(group.replicas) - len(unreachable))
             return []
         self._groups[group.number] = group
-        heappush(self._deadlines, (self._answer_by(group), group.number))
+        heappush(self._deadlines, (answer_by(group.deadline_ns, view.now_ns), group.number))
         if group.manner is Manner.REPEATED:
             return [Read(group.number, group.keys, durable=True, synced=group.durable)]
         if group.manner is Manner.READ_FIRST:
             return self._read_pasts(group)
         return self._mint(group)
-
-    def _answer_by(self, group: WriteGroup) -> int:
-        left = max(0, group.deadline_ns - self._view.now_ns)
-        return group.deadline_ns - min(ANSWER_MARGIN_NS, left // 10)
 
     def _read_pasts(self, group: WriteGroup) -> list[Effect]:
         keys = group.keys
@@ -415,9 +411,12 @@ class Writes:
         wanted = frozenset() if whole else frozenset(positions)
         start = 0
         for open_put, items in group.segments:
-            if whole and not group.actors and not open_put.message.want_context:
-                open_put.settle_ok(items, group.counters[start : start + len(items)], group.actor, receipt)
-                start += len(items)
+            if whole and not group.actors:
+                end = start + len(items)
+                wants = open_put.message.want_context
+                contexts = self._contexts(group, list(range(start, end)), group.actor) if wants else None
+                open_put.settle_ok(items, group.counters[start:end], group.actor, receipt, contexts)
+                start = end
                 continue
             by_actor: dict[Actor, list[int]] = {}
             for place in range(start, start + len(items)):
@@ -434,15 +433,25 @@ class Writes:
             return group.counters[position]
         return group.counters[group.live.index(position)]
 
-    def _contexts(self, group: WriteGroup, positions: list[int], actor: Actor) -> list[Context | None]:
-        """What each put's author may replace next time: what it covered and its own dot, and no sibling it was never shown."""
+    def _contexts(self, group: WriteGroup, positions: list[int], actor: Actor) -> list[Context | None] | None:
+        """What each put's author may replace next time: what it covered and its own dot, and no sibling it was never shown.
+
+        None in place of what is no more than the dot itself and the dots of its actor before it.
+        """
+        columns = group.block.columns
+        if columns is not None and group.manner is not Manner.REPEATED:
+            if not columns.pasts:  # columns are minted whole: a position is a place
+                return None
+            pasts = [columns.pasts.get(position) for position in positions]
+            return [None if past is None else Context(past) for past in pasts]
         contexts: list[Context | None] = []
         for position in positions:
             versions = group.block.records[group.live.index(position)].versions
             counter = self._counter(group, position)
             own = 1 if counter else 0
             if group.manner is not Manner.REPEATED and len(versions.siblings) == own:
-                contexts.append(versions.context)
+                alone = counter and len(versions.past) == 1 and not versions.cloud
+                contexts.append(None if alone else versions.context)
             elif counter:
                 contexts.append(_stated_context(group, position).with_dot((actor, counter)))
             else:
@@ -533,6 +542,12 @@ def _ask_pasts(group: WriteGroup) -> ReplicaGet:
     return ReplicaGet(group.number, group.keys, versions, pasts_only=True, runs=runs, deadline_ns=group.deadline_ns)
 
 
+def answer_by(deadline_ns: int, now_ns: int) -> int:
+    """When a put that came now is given up, so that its author hears of it in time."""
+    left = max(0, deadline_ns - now_ns)
+    return deadline_ns - min(ANSWER_MARGIN_NS, left // 10)
+
+
 def _failure_before_mint(group: WriteGroup) -> Status:
     """What became of a group that minted nothing: failed, unless an earlier try of the same requests had minted."""
     return Status.QUORUM_NOT_MET if group.manner is Manner.REPEATED else Status.UNAVAILABLE
@@ -546,6 +561,8 @@ def _stated(contexts: list[Context | None] | None, bases: list[Base | None] | No
     """What the client itself says each item replaces."""
     if contexts is None and bases is None:
         return [EMPTY] * len(items)
+    if contexts is None and bases is not None and len(items) == len(bases) and None not in bases:
+        return bases  # type: ignore[return-value]  # all of them, in order
     stated: list[Base] = []
     for i in items:
         said: Base | None = contexts[i] if contexts else None

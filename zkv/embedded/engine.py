@@ -25,6 +25,7 @@ from typing import Any, Final, NoReturn
 from zkv.client.engine import ThreadEngine
 from zkv.client.keys import Key, stored_keys
 from zkv.client.links import Exchange
+from zkv.client.single import LaneFlight
 from zkv.client.url import Target
 from zkv.core import messages as m
 from zkv.core.events import Route
@@ -93,8 +94,9 @@ class EmbeddedEngine(ThreadEngine):
             )
         raise Closed(f"the store {self.target.url} was closed")
 
-    def run(self, call: Exchange[Any]) -> None:
+    def run(self, call: Exchange[Any], flight: LaneFlight | None = None) -> None:
         """Drive a call to its end in this thread. Raises: Closed, CorruptData, and what interrupts it."""
+        assert flight is None, "there are no flights without sockets"
         try:
             while True:
                 with self.lock:

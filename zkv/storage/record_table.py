@@ -17,11 +17,30 @@ from heapq import merge
 from itertools import groupby, islice
 from typing import Final, Protocol
 
-from zkv.core.columns import Columns, Held, logged_at, overwriting, replaces_all, versions_of
+from zkv.core.columns import (
+    Columns,
+    Held,
+    common_columns,
+    logged_at,
+    overwriting,
+    past_of,
+    replaces_all,
+    versions_of,
+)
 from zkv.core.effects import Join, Mint
 from zkv.core.messages import Record, RecordBlock, Status
 from zkv.core.request_memory import Outcome, RequestMemory
-from zkv.core.versions import EMPTY, UNLOGGED, DotCollision, VersionSet, context_of_base, overwrite, sync, write
+from zkv.core.versions import (
+    EMPTY,
+    UNLOGGED,
+    DotCollision,
+    Sibling,
+    VersionSet,
+    context_of_base,
+    overwrite,
+    sync,
+    write,
+)
 from zkv.errors import CorruptData, TooLarge
 from zkv.ids import Actor, RequestId, actor_of, bucket_prefix
 from zkv.storage.memory_table import MemoryTable
@@ -156,10 +175,40 @@ class RecordTable:
 
     def mint(self, mint: Mint) -> tuple[RecordBlock, list[int], list[int] | None]:
         """Carry out puts and deletes: the records to log and send, the counter of each, a status per item or None if all went well."""
+        one = self._mint_one(mint) if len(mint.keys) == 1 else None
+        if one is not None:
+            return one
         columns = self._mint_columns(mint)
         if columns is not None:
             return RecordBlock(columns=columns), columns.counters, None
         return self._mint_rows(mint)
+
+    def _mint_one(self, mint: Mint) -> tuple[RecordBlock, list[int], list[int] | None] | None:
+        """As `_mint_rows`, for a new put of one key that replaces what is held. None: something about it is not usual."""
+        value = mint.values[0]
+        if value is None or not mint.replace_held or mint.covered is not None:
+            return None
+        key, actor = mint.keys[0], self.actor
+        own = self._sets.get(key)
+        older, unreadable = self._behind(mint.keys, [own])
+        if unreadable:
+            return None
+        before = older.get(key) if own is None else own
+        ((request, items),) = mint.segments
+        if self._memory.recall(request) is not None or (type(before) is VersionSet and before.cloud):
+            return None
+        past = {} if before is None else dict(past_of(before))
+        past[actor] = counter = past.get(actor, 0) + 1
+        session, sequence = request
+        expires_ms = mint.expires_ms[0] if mint.expires_ms else 0
+        voids = mint.voids[0] if mint.voids else ()
+        new = Sibling(actor, counter, mint.stamp, expires_ms, mint.checksums[0], session, sequence, voids, value)
+        versions = VersionSet((new,), past)
+        self._install(key, own, before, versions)
+        counters = [counter]
+        self._note_run(request, items, actor, counters)
+        record = Record(key, mint.row_versions[0], mint.fences[0], (session, sequence, items[0], counter), versions)
+        return RecordBlock([record]), counters, None
 
     def _mint_columns(self, mint: Mint) -> Columns | None:
         """The usual batch: new puts of distinct keys that replace what is held. None: something about it is not usual."""
@@ -338,6 +387,12 @@ class RecordTable:
             installed.log_seq = log_seq
         left: dict[int, Columns] = {}
         for _, replaced in self._undo:
+            one = common_columns(replaced)
+            if one is not None:
+                one.live -= len(replaced)
+                one.live_bytes -= sum([len(one.values[i]) for _, i in replaced]) if one.live else one.live_bytes  # type: ignore[misc]
+                left[id(one)] = one
+                continue
             for before in replaced:
                 if type(before) is tuple:
                     columns, i = before
@@ -351,6 +406,8 @@ class RecordTable:
 
     def _slim(self, columns: Columns) -> None:
         """What is still held of columns goes on in its own, so that the values of the rest are given up."""
+        if not columns.live:
+            return
         sets = self._sets
         alive = []
         for i, key in enumerate(columns.keys):
@@ -457,6 +514,16 @@ class RecordTable:
         own = list(map(self._sets.get, keys))
         older, unreadable = self._behind(keys, own)
         return _over(keys, own, older), unreadable
+
+    def held_of(self, key: bytes) -> Held | None:
+        """What is held of one key. Raises: CorruptData if its record cannot be read."""
+        held = self._sets.get(key)
+        if held is not None or (not self._frozen and not self._sealed):
+            return held
+        older, unreadable = self._behind([key], [None])
+        if unreadable:
+            raise CorruptData(f"the record of {key!r} cannot be read")
+        return older.get(key)
 
     def logged_at(self, held: list[Held | None]) -> int:
         """The log position that must be durable before strict readers may see all of these."""

@@ -108,7 +108,7 @@ class FakeNode:
             if isinstance(one, bytes):
                 router.send_multipart([route, one])
             elif one is not None:
-                router.send_multipart([route, *wire.encode(cast(m.Message, one))])
+                router.send_multipart([route, *wire.encode(cast(m.Message, one), cluster=self.cluster.number)])
 
 
 class FakeCluster:
@@ -126,6 +126,7 @@ class FakeCluster:
         self.nodes = [FakeNode(self, f"n{i}", port) for i, port in enumerate(ports)]
         initial = ",".join(f"{node.name}@{node.address}" for node in self.nodes)
         self.document: TopologyDocument = first_epoch("test", parse_initial(initial), 16)
+        self.number = int.from_bytes(self.document.cluster_id[:8], "big")
         self.ring = ring_of(self.document)
         ids = {member.name: member.node_id for member in self.document.members}
         for number, node in enumerate(self.nodes):
