@@ -51,6 +51,8 @@ class Judge:
         self.losses: dict[int, list[tuple[int, bool]]] = {}
         #: (node, request) -> when the time that it came with has run out there
         self._due: dict[tuple[int, RequestId], int] = {}
+        #: (node, request) that were sent there as a first try
+        self._first_tries: set[tuple[int, RequestId]] = set()
         #: from here on reads may miss what an acknowledged write put there: a store answers that does not know what it lost
         self.weak = False
 
@@ -93,6 +95,9 @@ class Judge:
                     due_ns = self.now_ns() + header.remaining_ms * 1_000_000
                     self._due[key] = max(due_ns, self._due.get(key, 0))
 
+    def on_first_try(self, node: SimNode, request: RequestId) -> None:
+        self._first_tries.add((node.index, request))
+
     def _check_time(self, node: SimNode, order: Mint) -> None:
         for request, _ in order.segments:
             late_ns = self.now_ns() - self._due.get((node.index, request), 0)
@@ -120,6 +125,7 @@ class Judge:
             for i, record, counter in zip(places, block.records, answer[1], strict=True):
                 key = record.key
                 minted = self._note_mint(node, order, i, requests[i], before[i], earlier.get(key, []), counter)
+                minted.late = order.replace_held and (node.index, requests[i]) in self._first_tries
                 if minted.dot is not None:
                     earlier.setdefault(key, []).append(minted.dot)
                 fresh.append((key, minted))

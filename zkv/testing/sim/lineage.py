@@ -26,9 +26,13 @@ Item = tuple["Done", int]
 
 
 class Minted:
-    """One execution of one item. `order`: how many there were before it, anywhere; `begun`: the `order` of the first one of its request."""
+    """One execution of one item. `order`: how many there were before it, anywhere; `begun`: the `order` of the first one of its request.
 
-    __slots__ = ("begun", "covered", "dot", "held", "order", "request", "value")
+    late: a sloppy first try that its own store takes up after another try was carried out. Nobody tells that store, so what it holds is
+    replaced: known, and said in docs/consistency.md.
+    """
+
+    __slots__ = ("begun", "covered", "dot", "held", "late", "order", "request", "value")
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Minted:
         self.request = request
         self.order = order
         self.begun = begun
+        self.late = False
 
     def replaces(self, old: Minted) -> bool:
         """Whether that one's value is gone by right. What was written since a request was first carried out may follow from what it
@@ -55,7 +60,7 @@ class Minted:
         return (
             dot is not None
             and (dot in self.held or self.covered.covers(*dot))
-            and (self.order == self.begun or old.order < self.begun)
+            and (self.order == self.begun or old.order < self.begun or (self.late and dot in self.held))
         )
 
 
