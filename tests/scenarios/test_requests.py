@@ -392,6 +392,35 @@ def test_part_of_a_request_that_is_open_as_a_whole_elsewhere_is_answered() -> No
     assert_nothing_is_open(cluster)
 
 
+@pytest.mark.parametrize("comes", ["answers", "nothing", "loss"])
+def test_two_tries_that_forward_the_same_part_are_both_answered(comes: str) -> None:
+    """1. D forwards item 0 of a request to A, whose answer is slow. 2. its author asks D for item 0 alone: the same part goes to A once more.
+    3. whatever comes of it, the first try is answered too. Found by the simulator: it was left open for ever."""
+    cluster = SimCluster(5)
+    d = cluster.nodes[0]
+    elsewhere = must(next((k for node in cluster.nodes[1:] if (k := key_at(node, without=[d])) is not None), None))
+    a = cluster.node_of(elsewhere, 0)
+    here = must(key_at(d))
+    cluster.hold = lambda source, target, message: isinstance(message, m.PutReply)
+    cluster.send(d, batch(cluster, [(elsewhere, b"1"), (here, b"2")]), b"one")
+    cluster.settle()
+    cluster.send(d, batch(cluster, [(elsewhere, b"1")], items=[0], again=True, contexts=[EMPTY]), b"two")
+    cluster.settle()
+    if comes == "answers":
+        cluster.release()
+        cluster.settle()
+        assert put_answer(cluster, b"one").statuses is None and put_answer(cluster, b"two").statuses is None
+    else:
+        if comes == "loss":
+            a.kill()
+        cluster.advance(0 if comes == "loss" else 6 * SECOND)
+        cluster.settle()
+        unknown = Status.QUORUM_NOT_MET if comes == "loss" else Status.DEADLINE
+        assert put_answer(cluster, b"one").statuses == [unknown, Status.OK]
+        assert put_answer(cluster, b"two").statuses == [unknown]
+    assert_nothing_is_open(cluster)
+
+
 def test_two_coordinators_of_one_request_do_not_wait_for_each_other() -> None:
     """1. A forwards item 1 to B. 2. the same request comes to B, which forwards item 0 to A. Neither may take the other's part for a request
     that is already being worked on."""
@@ -507,6 +536,24 @@ def test_first_try_that_goes_on_after_one_elsewhere_does_not_replace_what_was_wr
     assert cluster.values(b, KEY, bucket=STRICT) == [b"later"]
     assert cluster.values(b, b"other", bucket=STRICT) == []
     assert_nothing_is_open(cluster)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="known: a sloppy put asks nobody before it is minted (docs/consistency.md, retries)"
+)
+def test_sloppy_first_try_that_comes_after_one_elsewhere_does_not_replace_what_was_written_since() -> None:
+    """1. A put is on its way to A, slowly. 2. its author tries at B, marked: B mints, C acks, A misses it. 3. somebody replaces that, with its
+    context; A takes it. 4. the first try comes to A. Found by the simulator (1 of some 2,500 seeds)."""
+    cluster, a, b, _ = three(DEFAULT)
+    first = batch(cluster, [(KEY, b"once")])
+    cluster.hold = lambda source, target, message: a.index in (source, target)
+    again = batch(cluster, [(KEY, b"once")], again=True, contexts=[EMPTY])
+    assert ask_put(cluster, b, again).statuses is None
+    seen = context_of(cluster.get(b, KEY))
+    cluster.drop_held()
+    assert cluster.put(b, KEY, b"later", context=seen).statuses is None
+    ask_put(cluster, a, first)
+    assert b"later" in cluster.values(b, KEY)
 
 
 def test_second_copy_of_a_refused_put_is_refused_as_the_first_was() -> None:

@@ -59,8 +59,9 @@ class Coordinator:
         self._done_puts: list[OpenPut] = []
         self._refusals = Refusals()
         self._done_gets: list[OpenGet] = []
-        #: (node, part) -> request, positions of the part in it, deadline
-        self._forwards: dict[tuple[NodeId, _PartKey], tuple[OpenPut, list[int], int]] = {}
+        #: (node, part) -> who waits for it, oldest first: request, positions of the part in it, deadline. Two tries of one request may have a part
+        #: in common
+        self._forwards: dict[tuple[NodeId, _PartKey], list[tuple[OpenPut, list[int], int]]] = {}
         #: levels as they were resolved for replicas of this ring
         self._requirements: dict[tuple[m.Level, m.Level, tuple[NodeId, ...]], Requirement] = {}
         self._ring: Ring | None = None
@@ -348,36 +349,43 @@ class Coordinator:
             retry=whole.retry,
             deadline_ns=whole.deadline_ns,
         )
-        self._forwards[node, _part_key(part)] = (open_put, items, whole.deadline_ns)
+        self._forwards.setdefault((node, _part_key(part)), []).append((open_put, items, whole.deadline_ns))
         return [Send(node, part)]
 
     def on_part(self, node: NodeId, reply: m.PutReply) -> None:
-        forward = self._forwards.pop((node, (reply.request, tuple(reply.items or ()))), None)
-        if forward is None:
-            return
-        if len(reply.counters) == len(forward[1]):
-            forward[0].take_part(forward[1], reply)
-        else:
-            forward[0].settle_failed(forward[1], Status.QUORUM_NOT_MET, 1, 0)
+        key = (node, (reply.request, tuple(reply.items or ())))
+        waiting = self._forwards.pop(key, [])
+        if reply.statuses is not None and len(waiting) > 1:  # what failed for one try may go well for the next
+            self._forwards[key] = waiting[1:]
+            del waiting[1:]
+        for open_put, items, _ in waiting:
+            if len(reply.counters) == len(items):
+                open_put.take_part(items, reply)
+            else:
+                open_put.settle_failed(items, Status.QUORUM_NOT_MET, 1, 0)
 
     def on_part_refused(self, node: NodeId, refused: m.Refused) -> None:
         """A part was refused as a whole: nothing of it was done. With two parts of one request there nobody knows which."""
         keys = [key for key in self._forwards if key[0] == node and key[1][0] == refused.request]
         status = Status.OVERLOADED if refused.code == "Overloaded" else Status.UNAVAILABLE
-        for key in keys:
-            open_put, items, _ = self._forwards.pop(key)
-            open_put.settle_failed(items, status if len(keys) == 1 else Status.QUORUM_NOT_MET, 1, 0)
+        waiting = [forward for key in keys for forward in self._forwards.pop(key)]
+        for open_put, items, _ in waiting:
+            open_put.settle_failed(items, status if len(waiting) == 1 else Status.QUORUM_NOT_MET, 1, 0)
 
     def on_part_undeliverable(self, node: NodeId, part: m.Put) -> None:
-        forward = self._forwards.pop((node, _part_key(part)), None)
-        if forward is not None:
-            forward[0].settle_failed(forward[1], Status.UNAVAILABLE, 1, 0)
+        key = (node, _part_key(part))
+        waiting = self._forwards.get(key)
+        if waiting:
+            open_put, items, _ = waiting.pop()  # the latest: the others were handed over
+            if not waiting:
+                del self._forwards[key]
+            open_put.settle_failed(items, Status.UNAVAILABLE, 1, 0)
 
     def on_lost(self, node: NodeId) -> None:
         """Parts on their way to a node whose connection broke may or may not have been carried out."""
         for key in [key for key in self._forwards if key[0] == node]:
-            open_put, items, _ = self._forwards.pop(key)
-            open_put.settle_failed(items, Status.QUORUM_NOT_MET, 1, 0)
+            for open_put, items, _ in self._forwards.pop(key):
+                open_put.settle_failed(items, Status.QUORUM_NOT_MET, 1, 0)
 
     # --- gets ---
 
@@ -453,14 +461,20 @@ class Coordinator:
     def on_time(self) -> None:
         """Forwarded parts that never came back."""
         now_ns = self._view.now_ns
-        for key in [key for key, (_, _, deadline_ns) in self._forwards.items() if deadline_ns <= now_ns]:
-            open_put, items, _ = self._forwards.pop(key)
-            open_put.settle_failed(items, Status.DEADLINE, 1, 0)
+        for key, waiting in list(self._forwards.items()):
+            late = [forward for forward in waiting if forward[2] <= now_ns]
+            if not late:
+                continue
+            self._forwards[key] = [forward for forward in waiting if forward[2] > now_ns]
+            if not self._forwards[key]:
+                del self._forwards[key]
+            for open_put, items, _ in late:
+                open_put.settle_failed(items, Status.DEADLINE, 1, 0)
 
     def next_wakeup_ns(self) -> int | None:
         if not self._forwards:
             return None
-        return min(deadline_ns for _, _, deadline_ns in self._forwards.values())
+        return min(deadline_ns for waiting in self._forwards.values() for _, _, deadline_ns in waiting)
 
 
 def _by_replicas(keys: list[bytes], rows: list[Row | None]) -> dict[tuple[int, int], list[int]]:

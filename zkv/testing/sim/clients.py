@@ -293,6 +293,8 @@ class SimClient:
         self.world.send(self.index, link.node, self._deliver, node, route, frames, link.life)
         call.on_sent(order, self.world.now_ns)
         if self._done is not None and isinstance(order.message, m.Put):
+            first = not (order.message.retry or order.message.again)
+            self._watch.on_try(node, order.message.request, self._done, first=first)
             self._done.retried = self._done.retried or order.message.retry or order.message.again
 
     def _deliver(self, node: Any, route: bytes, frames: list[bytes], life: int) -> None:

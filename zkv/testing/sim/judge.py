@@ -51,6 +51,9 @@ class Judge:
         self.losses: dict[int, list[tuple[int, bool]]] = {}
         #: (node, request) -> when the time that it came with has run out there
         self._due: dict[tuple[int, RequestId], int] = {}
+        #: (node, request) that were sent there as a first try; request -> what it is for
+        self._first_tries: set[tuple[int, RequestId]] = set()
+        self._asked: dict[RequestId, Done] = {}
         #: from here on reads may miss what an acknowledged write put there: a store answers that does not know what it lost
         self.weak = False
 
@@ -93,6 +96,11 @@ class Judge:
                     due_ns = self.now_ns() + header.remaining_ms * 1_000_000
                     self._due[key] = max(due_ns, self._due.get(key, 0))
 
+    def on_try(self, node: SimNode, request: RequestId, done: Done, *, first: bool) -> None:
+        self._asked[request] = done
+        if first:
+            self._first_tries.add((node.index, request))
+
     def _check_time(self, node: SimNode, order: Mint) -> None:
         for request, _ in order.segments:
             late_ns = self.now_ns() - self._due.get((node.index, request), 0)
@@ -120,6 +128,7 @@ class Judge:
             for i, record, counter in zip(places, block.records, answer[1], strict=True):
                 key = record.key
                 minted = self._note_mint(node, order, i, requests[i], before[i], earlier.get(key, []), counter)
+                minted.late = order.replace_held and (node.index, requests[i]) in self._first_tries
                 if minted.dot is not None:
                     earlier.setdefault(key, []).append(minted.dot)
                 fresh.append((key, minted))
@@ -154,14 +163,18 @@ class Judge:
             dots = frozenset([*earlier, *(s.dot for s in (held.siblings if held is not None else ()))])
         self._mints += 1
         history = self.keys[key]
+        asked = self._asked[request]
+        # a try at another store than the first never replaces more than was stated, whoever has learnt of what
+        elsewhere = (node.index, request) not in self._first_tries
+        learnt = elsewhere or (bool(asked.done_ns) and asked.outcomes[asked.keys.index(key)] == "ok")
         if not counter:
             self.tell(key, f"{node.name} deletes")
-            return history.mint(None, None, covered, dots, request, self._mints)
+            return history.mint(None, None, covered, dots, request, self._mints, learnt=learnt)
         dot = (node.table.actor, counter)
         if dot in history.dots:
             raise Violation("dots", f"{node.name} mints {_name(dot)} for {value!r} a second time", key)
         assert value is not None
-        minted = history.mint(dot, value, covered, dots, request, self._mints)
+        minted = history.mint(dot, value, covered, dots, request, self._mints, learnt=learnt)
         self.tell(key, lambda: f"{node.name} mints {_name(dot)} = {value!r}")
         if sum([m.dot is not None and m.dot[0][:8] == dot[0][:8] for m in history.minted[value]]) > 1:
             raise Violation("idempotence", f"{node.name} carries out one request twice: {value!r}", key)
@@ -217,6 +230,7 @@ class Judge:
         key, shown = done.keys[i], done.shown[i]
         where = f"client {done.client} is shown {shown}"
         history = self.keys.get(key) or KeyHistory()
+        history.shown.update(shown)
         for value in shown:
             if value not in history.issued:
                 raise Violation("invention", f"{where}: nobody wrote {value!r}", key)

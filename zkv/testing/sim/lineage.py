@@ -26,9 +26,15 @@ Item = tuple["Done", int]
 
 
 class Minted:
-    """One execution of one item. `order`: how many there were before it, anywhere; `begun`: the `order` of the first one of its request."""
+    """One execution of one item. `order`: how many there were before it, anywhere; `begun`: the `order` of the first one of its request
+    that somebody may have learnt of before this one: its author was told ok, or its value was shown. An unknown put may take effect at any later
+    moment, once; at its own store, that is: a try elsewhere has to reckon with an earlier one in any case.
 
-    __slots__ = ("begun", "covered", "dot", "held", "order", "request", "value")
+    late: a sloppy first try that its own store takes up after another try was carried out. Nobody tells that store, so what it holds is
+    replaced: known, and said in docs/consistency.md.
+    """
+
+    __slots__ = ("begun", "covered", "dot", "held", "late", "order", "request", "value")
 
     def __init__(
         self,
@@ -47,6 +53,7 @@ class Minted:
         self.request = request
         self.order = order
         self.begun = begun
+        self.late = False
 
     def replaces(self, old: Minted) -> bool:
         """Whether that one's value is gone by right. What was written since a request was first carried out may follow from what it
@@ -55,7 +62,7 @@ class Minted:
         return (
             dot is not None
             and (dot in self.held or self.covered.covers(*dot))
-            and (self.order == self.begun or old.order < self.begun)
+            and (self.order == self.begun or old.order < self.begun or (self.late and dot in self.held))
         )
 
 
@@ -73,6 +80,7 @@ class KeyHistory:
         "minted",
         "replaced",
         "runs",
+        "shown",
         "writes",
     )
 
@@ -85,6 +93,8 @@ class KeyHistory:
         self.deletes: list[Minted] = []
         #: request -> `order` of each time that it was carried out
         self.runs: dict[RequestId, list[int]] = {}
+        #: values that any read has shown
+        self.shown: set[bytes | None] = set()
         #: acknowledged values that no group holds yet, in order of acknowledgement
         self.acked: list[Item] = []
         #: value -> acknowledged values that are gone by right if this one is
@@ -122,11 +132,13 @@ class KeyHistory:
         held: frozenset[Dot],
         request: RequestId,
         order: int,
+        *,
+        learnt: bool,
     ) -> Minted:
-        """dot None: a delete."""
+        """dot None: a delete. learnt: its author has been told ok."""
         runs = self.runs.setdefault(request, [])
         runs.append(order)
-        minted = Minted(dot, value, covered, held, request, order, runs[0])
+        minted = Minted(dot, value, covered, held, request, order, runs[0] if learnt or value in self.shown else order)
         if dot is None or value is None:
             self.deletes.append(minted)
         else:

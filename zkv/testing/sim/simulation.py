@@ -414,6 +414,7 @@ class _Hearing:
 
     def __init__(self, judge: Judge, on_done: Callable[[Done], None]) -> None:
         self.on_begin = judge.on_begin
+        self.on_try = judge.on_try
         self.on_done = on_done
 
 
