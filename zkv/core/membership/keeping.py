@@ -28,7 +28,7 @@ class Keeping:
         self._common.agenda.at(self._common.now_ns + self._common.timing.reap_interval_ns, self._reap)
         self._remember()
 
-    def load(self, members: Iterable[Remembered], *, up: bool) -> None:
+    def take_over(self, members: Iterable[Remembered], *, up: bool) -> None:
         """Those that an earlier life knew, or a list names. Not up: to be tried first, and nothing is said of them until they were heard."""
         common = self._common
         for known in members:

@@ -73,8 +73,8 @@ class Membership:
         self.joining.on_joined = self._on_joined
         self._reject_second = 0
         self._rejects = 0
-        self.keeping.load(assumed, up=True)
-        self.keeping.load(members, up=False)
+        self.keeping.take_over(assumed, up=True)
+        self.keeping.take_over(members, up=False)
         for rule in (self.probing, self.neighbours, self.syncing, self.joining, self.keeping):
             rule.start()
         self._events: dict[type, Callable[[Any], None]] = {

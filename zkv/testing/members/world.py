@@ -12,8 +12,11 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final
 
+import xxhash
+
+from zkv.codec import gossip
 from zkv.core.effects import Note
 from zkv.core.events import Route
 from zkv.core.membership import happenings as h
@@ -28,12 +31,6 @@ CLUSTER: Final = 7
 _DELAY_NS: Final = (300_000, 1_500_000)
 _RESEND_NS: Final = 200 * MS
 _RESENDS_MAX: Final = 6
-
-
-class Codec(Protocol):
-    def encode(self, message: Message) -> bytes: ...
-
-    def decode(self, data: bytes) -> Message: ...
 
 
 class SimMember:
@@ -57,7 +54,7 @@ class SimMember:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.node = NodeId(index + 1)
+        self.node = NodeId(xxhash.xxh3_64_intdigest(index.to_bytes(4, "big")))  # as wide as real ones
         self.name = f"n{index}"
         self.address = f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}:7401"
         self.generation = 1
@@ -87,17 +84,17 @@ class World:
         loss: float = 0.0,
         resets: bool = False,
         pubsub: bool = True,
-        codec: Codec | None = None,
+        coded: bool = False,
         make: Callable[..., Membership] = Membership,
     ) -> None:
-        """resets: a connection that breaks or is refused is told to those at its other end. codec: messages cross it, and bytes are counted."""
+        """resets: a connection that breaks or is refused is told to those at its other end. coded: messages cross the codec, and bytes are counted."""
         self.dice = random.Random(f"members {seed}")
         self.now_ns = START_NS
         self.timing = timing or Timing()
         self.loss = loss
         self.resets = resets
         self.pubsub = pubsub
-        self._codec = codec
+        self._coded = coded
         self._make = make
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
@@ -232,11 +229,11 @@ class World:
     def _carry(self, message: Message, copies: int) -> Message:
         self.messages += copies
         self.kinds[type(message).__name__] += copies
-        if self._codec is None:
+        if not self._coded:
             return message
-        data = self._codec.encode(message)
+        data = gossip.encode(message)
         self.bytes += copies * len(data)
-        return self._codec.decode(data)
+        return gossip.decode(data)
 
     def _deliver(self, member: SimMember, event: h.Event) -> None:
         if member.core is None:
