@@ -196,11 +196,13 @@ class Claims:
         link.heard_ns = common.now_ns
         ahead = head.incarnation - record.incarnation
         if record.state is not State.REMOVED and (ahead > 0 or (ahead == 0 and record.unverified)):
+            was_up = record.is_up
             if head.state is State.LEFT:
                 self.gone(record, head.incarnation, State.LEFT, "its own word")
             else:
                 self._verdicts.revive(record, head.incarnation, head.state, "its own word")
-                common.rumours.add(record.rumour())
+                # Who was up tells its new incarnation itself, with the profile that belongs to it. Who was down may reach nobody but us.
+                (common.rumours.add if was_up else common.tell)(record.rumour())
         if link.topology != (head.epoch, head.topology_hash):
             link.topology = (head.epoch, head.topology_hash)
             me = common.me

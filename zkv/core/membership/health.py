@@ -6,9 +6,8 @@ Must not know: members, messages. Source: Lifeguard (arXiv 1707.00788), LHA-Prob
 
 from __future__ import annotations
 
-from collections import deque
-
 from zkv.core.membership.timing import SECOND, Timing
+from zkv.ids import NodeId
 
 
 class Health:
@@ -20,7 +19,8 @@ class Health:
         self._no_verdict_until_ns = now_ns + timing.grace_ns
         #: after a pause, until a member that was probed since has answered
         self._unproven = False
-        self._suspected_ns: deque[int] = deque()
+        #: members that fell silent lately and have not come back
+        self._suspected_ns: dict[NodeId, int] = {}
 
     @property
     def stretch(self) -> int:
@@ -41,7 +41,7 @@ class Health:
         self.add(2)
         self._unproven = True
         self._no_verdict_until_ns += gap_ns
-        self._suspected_ns = deque(at_ns + gap_ns for at_ns in self._suspected_ns)
+        self._suspected_ns = {node: at_ns + gap_ns for node, at_ns in self._suspected_ns.items()}
 
     def proven(self) -> None:
         """A probe that was begun after the last pause was answered."""
@@ -49,18 +49,21 @@ class Health:
 
     # --- verdicts ---
 
-    def suspected(self, now_ns: int, members: int) -> bool:
+    def suspected(self, node: NodeId, now_ns: int, members: int) -> bool:
         """Another member fell silent. Whether that makes too many to believe it: the network or we ourselves are the likelier cause."""
-        times = self._suspected_ns
-        times.append(now_ns)
-        timing = self._timing
-        while times[0] < now_ns - timing.freeze_window_ns:
-            times.popleft()
+        times, timing = self._suspected_ns, self._timing
+        times.pop(node, None)
+        times[node] = now_ns
+        while times[first := next(iter(times))] < now_ns - timing.freeze_window_ns:
+            del times[first]
         if len(times) <= max(timing.freeze_floor, timing.freeze_share * members):
             return False
         times.clear()  # after this freeze it takes as many new ones
         self._no_verdict_until_ns = max(self._no_verdict_until_ns, now_ns + timing.freeze_ns)
         return True
+
+    def revived(self, node: NodeId) -> None:
+        self._suspected_ns.pop(node, None)
 
     def may_convict(self, now_ns: int) -> bool:
         return now_ns >= self._no_verdict_until_ns and not self._unproven

@@ -33,6 +33,7 @@ class Joining:
         self._wait_ns = common.timing.hello_min_ns
         self._rejoined_ns = common.now_ns
         self._last_dead = 0
+        self._rejoining = False
         self.wish_sync: Callable[[NodeId], None] = lambda node: None
         self.contact: Callable[[Record], None] = lambda record: None
         self.on_joined: Callable[[], None] = lambda: None
@@ -40,16 +41,15 @@ class Joining:
 
     def start(self) -> None:
         common = self._common
-        timing = common.timing
-        if not self._addresses() and common.me.cluster:
-            self.joined = True
-        else:
-            self._try()
-        for interval_ns, tick in (
-            (timing.rejoin_interval_ns, self._rejoin_tick),
-            (timing.seed_interval_ns, self._seed_tick),
-        ):
-            common.agenda.at(common.now_ns + int(common.dice.random() * interval_ns), tick)
+        # Whoever takes others for up, or is alone without a seed, has nobody to ask.
+        self.joined = bool(common.me.cluster) and (common.table.up > 0 or not self._addresses())
+        self._try()
+        if common.table.counts[State.DEAD]:
+            self._arm_rejoin()
+        if self._seeds:
+            common.agenda.at(
+                common.now_ns + int(common.dice.random() * common.timing.seed_interval_ns), self._seed_tick
+            )
 
     def _addresses(self) -> list[str]:
         """Where somebody may be: seeds, and members that were remembered or are known."""
@@ -83,13 +83,20 @@ class Joining:
 
     # --- for ever ---
 
+    def _arm_rejoin(self) -> None:
+        if not self._rejoining:
+            self._rejoining = True
+            wait_ns = int(self._common.dice.random() * self._common.timing.rejoin_interval_ns)
+            self._common.agenda.at(self._common.now_ns + wait_ns, self._rejoin_tick)
+
     def _rejoin_tick(self) -> None:
         common = self._common
         timing, table = common.timing, common.table
-        common.agenda.at(common.now_ns + timing.rejoin_interval_ns, self._rejoin_tick)
         dead = sorted(table.in_state(State.DEAD), key=lambda record: (not record.unverified, record.node))
+        self._rejoining = bool(dead)
         if not dead:
             return
+        common.agenda.at(common.now_ns + timing.rejoin_interval_ns, self._rejoin_tick)
         due = common.now_ns - self._rejoined_ns >= timing.rejoin_floor_ns
         if not (due or dead[0].unverified or common.dice.random() * (table.up + 1) < len(dead)):
             return
@@ -101,14 +108,16 @@ class Joining:
     def _seed_tick(self) -> None:
         common = self._common
         common.agenda.at(common.now_ns + common.timing.seed_interval_ns, self._seed_tick)
-        if not self._seeds or not self.joined:
+        if not self.joined:
             return
         up = {record.profile.peer_address for record in common.table.records.values() if record.is_up}
         if not any(seed in up or seed == common.me.profile.peer_address for seed in self._seeds):
             self.greet(common.dice.choice(self._seeds))
 
     def _on_change(self, record: Record, before: State | None) -> None:
-        """Somebody who was called dead is back: either side may know what the other does not."""
+        """Somebody is dead: try for ever. Somebody who was called dead is back: either side may know what the other does not."""
+        if record.state is State.DEAD:
+            self._arm_rejoin()
         link = record.link
         if before is State.DEAD and record.is_up and link is not None and link.heard_ns == self._common.now_ns:
             self.wish_sync(record.node)

@@ -283,7 +283,7 @@ class Membership:
     def _on_evidence(self, node: NodeId, cause: str) -> None:
         record = self.common.table.get(node)
         if record is not None:
-            self.probing.on_evidence(record, cause)
+            self.probing.on_evidence(record, cause, near=self.neighbours.holds(node))
 
     def _paused(self, gap_ns: int) -> None:
         common = self.common

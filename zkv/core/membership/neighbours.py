@@ -13,7 +13,7 @@ from zkv.core.events import Route
 from zkv.core.membership.common import Common
 from zkv.core.membership.happenings import Subscribe, Unsubscribe
 from zkv.core.membership.messages import Disconnect, Neighbour, NeighbourReply
-from zkv.core.membership.states import State
+from zkv.core.membership.states import PHASES, State
 from zkv.core.membership.table import Record
 from zkv.ids import NodeId
 
@@ -29,6 +29,7 @@ class Neighbours:
         self._view: dict[NodeId, str] = {}
         self._asked: NodeId | None = None
         self._turn = 0
+        self._ticking = False
         common.listeners.append(self._on_change)
 
     def start(self) -> None:
@@ -73,22 +74,30 @@ class Neighbours:
             self._count()
 
     def _count(self) -> None:
-        get = self._common.table.get
-        self._common.neighbours = sum(1 for node in self._view if (record := get(node)) is not None and record.is_up)
+        """How many of them are up; when that changes the view is looked after until they are as many as they should be."""
+        common = self._common
+        get, before = common.table.get, common.neighbours
+        common.neighbours = sum(1 for node in self._view if (record := get(node)) is not None and record.is_up)
+        if not self._ticking and common.neighbours != before:
+            self._ticking = True
+            common.agenda.at(common.now_ns + common.timing.view_interval_ns, self._tick)
 
     def _tick(self) -> None:
         common = self._common
         timing = common.timing
-        common.agenda.at(common.now_ns + timing.view_interval_ns, self._tick)
+        self._ticking = True
         if self._mesh:
-            for record in common.table.in_state(
-                State.JOINING, State.SYNCING, State.ALIVE, State.LEAVING, State.SUSPECT
-            ):
+            for record in common.table.in_state(*PHASES, State.SUSPECT):
                 self._add(record)
-        elif common.neighbours < timing.neighbours:
+            self._ticking = False
+        elif common.neighbours < min(timing.neighbours, common.table.up):
             self._seek()
         elif common.neighbours > timing.neighbours_max:
             self._let_go()
+        else:
+            self._ticking = False
+        if self._ticking:
+            common.agenda.at(common.now_ns + timing.view_interval_ns, self._tick)
 
     def _seek(self) -> None:
         common = self._common

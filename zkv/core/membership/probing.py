@@ -17,7 +17,7 @@ from zkv.core.membership.messages import Ack, Nack, Ping, PingReq, Rumour
 from zkv.core.membership.states import UP_MAX, State
 from zkv.core.membership.table import Record
 from zkv.core.membership.timing import MS, SECOND
-from zkv.core.membership.verdicts import Verdicts
+from zkv.core.membership.verdicts import LOOKERS, Verdicts
 from zkv.ids import NodeId
 
 #: a wait over helpers, in waits for the member itself: two hops each way, and the Nack at four fifths
@@ -90,9 +90,9 @@ class Probing:
         return Ping(common.me.head, common.me.number(), seq, record.node, common.piggyback(*said))
 
     def _begin(self, record: Record, cause: str, *, counts: bool) -> None:
-        if record.node in self._of:
-            return
         common = self._common
+        if record.node in self._of or common.muted:
+            return
         self._seq += 1
         seq = self._seq
         self._open[seq] = Probe(record.node, common.now_ns, common.journal.pauses, cause, counts)
@@ -151,10 +151,13 @@ class Probing:
 
     # --- evidence of the transport ---
 
-    def on_evidence(self, record: Record, cause: str) -> None:
-        """A connection broke or fell silent. Others are asked at once, not all at the same moment."""
+    def on_evidence(self, record: Record, cause: str, *, near: bool) -> None:
+        """A connection broke or fell silent. Others are asked at once, not all at the same moment.
+
+        near: it is a neighbour of ours. Of the many who merely had a connection, some look.
+        """
         common = self._common
-        if not record.is_up:
+        if not record.is_up or not (near or common.dice.random() * common.table.size < LOOKERS):
             return
         second = common.now_ns // SECOND
         if second != self._hint_second:
@@ -173,7 +176,9 @@ class Probing:
         if record is None or not record.is_up:
             return
         self._begin(record, cause, counts=False)
-        self._late(self._of[node])
+        seq = self._of.get(node)
+        if seq is not None:
+            self._late(seq)
 
     # --- messages ---
 

@@ -36,7 +36,9 @@ class Syncing:
 
     def start(self) -> None:
         common = self._common
-        common.agenda.at(common.now_ns + int(common.dice.random() * common.timing.sync_interval_ns), self._tick)
+        common.agenda.at(
+            common.now_ns + int(common.dice.random() * common.timing.sync_every_ns(common.table.size)), self._tick
+        )
 
     def _tick(self) -> None:
         common = self._common

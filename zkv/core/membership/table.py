@@ -112,6 +112,7 @@ class Table:
         #: in the order in which they are probed; holds those that are gone until the next round
         self._round: list[NodeId] = []
         self._position = 0
+        self._buckets: tuple[int, ...] | None = None
 
     def get(self, node: NodeId) -> Record | None:
         return self.records.get(node)
@@ -129,18 +130,21 @@ class Table:
 
     def add(self, record: Record) -> None:
         assert record.node not in self.records and record.node != self._me
+        self._buckets = None
         self.records[record.node] = record
         self.counts[record.state] += 1
         if self._round:
             self._round.insert(self._dice.randrange(len(self._round) + 1), record.node)  # SWIM 4.3: at a random place
 
     def set_state(self, record: Record, state: State, now_ns: int) -> None:
+        self._buckets = None
         self.counts[record.state] -= 1
         self.counts[state] += 1
         record.state = state
         record.since_ns = now_ns
 
     def drop(self, node: NodeId) -> None:
+        self._buckets = None
         record = self.records.pop(node)
         self.counts[record.state] -= 1
 
@@ -182,9 +186,18 @@ class Table:
     # --- digest ---
 
     def buckets(self, own: Rumour) -> tuple[int, ...]:
-        """One hash per bucket over (id, incarnation, rank) of all records and our own; the order of members does not matter."""
-        hashes = [0] * BUCKETS
+        """One hash per bucket over (id, incarnation, rank) of all records and our own; the order of members does not matter.
+
+        Costs a millisecond per thousand members after a change of any record, nothing else.
+        """
+        if self._buckets is None:
+            self._buckets = self._of_records()
+        hashes = list(self._buckets)
         hashes[bucket_of(own.node)] ^= _hash(own.node, own.incarnation, own.state, True)
+        return tuple(hashes)
+
+    def _of_records(self) -> tuple[int, ...]:
+        hashes = [0] * BUCKETS
         for record in self.records.values():
             whole = not record.is_up or record.profile_incarnation == record.incarnation
             hashes[bucket_of(record.node)] ^= _hash(record.node, record.incarnation, record.state, whole)

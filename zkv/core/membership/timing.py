@@ -46,7 +46,7 @@ class Timing:
     retransmit_alone: int = 4
     neighbours: int = 6
     neighbours_max: int = 8
-    view_interval_ns: int = 500 * MS
+    view_interval_ns: int = SECOND
     #: one neighbour is asked whether it still is one, and now and then changed for another
     shuffle_interval_ns: int = 10 * SECOND
     sync_interval_ns: int = 30 * SECOND

@@ -52,7 +52,7 @@ class Verdicts:
         record.incarnation = incarnation
         record.unverified = False
         common.journal.suspected[cause] += 1
-        if common.health.suspected(common.now_ns, members):
+        if common.health.suspected(record.node, common.now_ns, members):
             common.journal.freezes += 1
             common.note(
                 "warning", "mass_suspicion", "too many members fell silent at once: none is called dead for a while"
@@ -112,6 +112,7 @@ class Verdicts:
             common.journal.refuted[record.state.word] += 1
             if record.state is State.SUSPECT or not _restarted(record.incarnation, incarnation):
                 self._flapped(record)
+        common.health.revived(record.node)
         record.incarnation = incarnation
         record.suspicion = None
         record.accusers = ()

@@ -29,6 +29,8 @@ from zkv.ids import NodeId
 START_NS: Final = 1_000 * SECOND
 CLUSTER: Final = 7
 _DELAY_NS: Final = (300_000, 1_500_000)
+#: an interval of 500 ms and a time-out of 1,500
+_MISSED_NS: Final = (1_500 * MS, 2_000 * MS)
 _RESEND_NS: Final = 200 * MS
 _RESENDS_MAX: Final = 6
 
@@ -83,16 +85,18 @@ class World:
         timing: Timing | None = None,
         loss: float = 0.0,
         resets: bool = False,
+        heartbeats: bool = True,
         pubsub: bool = True,
         coded: bool = False,
         make: Callable[..., Membership] = Membership,
     ) -> None:
-        """resets: a connection that breaks or is refused is told to those at its other end. coded: messages cross the codec, and bytes are counted."""
+        """resets: a connection that breaks or is refused is told to those at its other end. heartbeats: neighbours notice silence. coded: messages cross the codec, and bytes are counted."""
         self.dice = random.Random(f"members {seed}")
         self.now_ns = START_NS
         self.timing = timing or Timing()
         self.loss = loss
         self.resets = resets
+        self._heartbeats = heartbeats
         self.pubsub = pubsub
         self._coded = coded
         self._make = make
@@ -100,6 +104,7 @@ class World:
         self._number = 0
         self.events = 0
         self.members = [SimMember(index) for index in range(count)]
+        self._index_of = {member.node: member.index for member in self.members}
         self._at_address: dict[str, SimMember] = {}
         #: gossip address -> who subscribed to it
         self._subscribers: dict[str, dict[int, None]] = {}
@@ -121,18 +126,18 @@ class World:
     def after_s(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
         self.at(self.now_ns + int(seconds * SECOND), call, *arguments)
 
-    def run_s(self, seconds: float, done: Callable[[], bool] | None = None) -> bool:
-        """So long, or until `done`; whether it was done. Asked every 50 ms of virtual time."""
+    def run_s(self, seconds: float, done: Callable[[], bool] | None = None, *, ask_every_ms: int = 50) -> bool:
+        """So long, or until `done`; whether it was done."""
         end_ns = self.now_ns + int(seconds * SECOND)
         ask_ns = self.now_ns
         heap = self._heap
         while heap and heap[0][0] <= end_ns:
-            when_ns, _, call, arguments = heappop(heap)
-            self.now_ns = when_ns
-            if done is not None and when_ns >= ask_ns:
+            if done is not None and self.now_ns >= ask_ns:
                 if done():
                     return True
-                ask_ns = when_ns + 50 * MS
+                ask_ns = self.now_ns + ask_every_ms * MS
+            when_ns, _, call, arguments = heappop(heap)
+            self.now_ns = when_ns
             self.events += 1
             call(*arguments)
         self.now_ns = end_ns
@@ -165,6 +170,7 @@ class World:
         """The process is gone; those connected with it see a reset, if the world has them."""
         member.core = None
         self._at_address.pop(member.address, None)
+        self._silence(member)
         for address in member.subscribed.values():
             self._subscribers[address].pop(member.index, None)
         member.subscribed.clear()
@@ -188,6 +194,7 @@ class World:
 
     def pause(self, member: SimMember) -> None:
         member.paused = True
+        self._silence(member)
 
     def resume(self, member: SimMember) -> None:
         """What arrived in the meantime is there; the process handles it first, then its timers."""
@@ -204,6 +211,24 @@ class World:
     def isolate(self, member: SimMember, side: int) -> None:
         """Members on different sides do not reach each other."""
         self._side[member.index] = side
+        self._silence(member)
+
+    def _silence(self, member: SimMember) -> None:
+        """Its neighbours, and it, miss each other's heartbeats after their time-out, where there still is silence then."""
+        if not self._heartbeats:
+            return
+        low, high = _MISSED_NS
+        near = dict.fromkeys(self._subscribers.get(self._gossip(member), ()))
+        near |= {i: None for m in member.subscribed if (i := self._index_of.get(m)) is not None}
+        for index in near:
+            for viewer, silent in ((self.members[index], member), (member, self.members[index])):
+                at_ns = self.now_ns + low + int(self.dice.random() * (high - low))
+                self.at(at_ns, self._missed, viewer, silent, silent.generation)
+
+    def _missed(self, viewer: SimMember, silent: SimMember, generation: int) -> None:
+        running = silent.core is not None and silent.generation == generation and not silent.paused
+        if not running or self.blocked(silent.index, viewer.index):
+            self._deliver(viewer, h.HeartbeatsMissed(silent.node))
 
     def heal(self) -> None:
         self._side = [0] * len(self.members)

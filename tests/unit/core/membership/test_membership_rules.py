@@ -315,10 +315,10 @@ def test_evidence_of_the_transport_opens_a_suspicion_at_once_and_shortens_none(e
 
 
 def test_evidence_is_acted_on_a_few_times_a_second() -> None:
-    one = One(20)
-    for node in range(2, 20):
+    one = One(8)
+    for node in range(2, 9):
         one.handle(h.LinkLost(NodeId(node)))
-    assert (one.core.common.journal.hints, one.core.common.journal.hints_over) == (5, 13)
+    assert (one.core.common.journal.hints, one.core.common.journal.hints_over) == (5, 2)
 
 
 def test_foreign_cluster_is_refused_with_a_reason() -> None:
