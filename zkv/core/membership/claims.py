@@ -110,6 +110,11 @@ class Claims:
     def _hear_down(self, record: Record, rumour: Rumour, teller: NodeId, synced: bool) -> None:
         common, verdicts = self._common, self._verdicts
         ahead = rumour.incarnation - record.incarnation
+        if record.unverified and rumour.state is State.DEAD and ahead >= 0:
+            # Others say what we merely assumed.
+            record.incarnation, record.accusers, record.unverified = rumour.incarnation, rumour.accusers, False
+            common.change(record, State.DEAD, "sync" if synced else "rumour")
+            return
         if ahead < 0 or record.state is State.REMOVED or (ahead == 0 and record.state >= State.DEAD):
             common.journal.duplicates += 1
             return

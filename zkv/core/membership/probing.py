@@ -27,7 +27,7 @@ INDIRECT_WAITS = 2
 class Probe:
     """counts: whether its end says something of our own health. cause: what a failure is called."""
 
-    __slots__ = ("asked", "begun", "cause", "counts", "helpers", "nacks", "node", "sent_ns")
+    __slots__ = ("asked", "begun", "cause", "counts", "helpers", "hinted", "nacks", "node", "sent_ns")
 
     def __init__(self, node: NodeId, sent_ns: int, begun: int, cause: str, counts: bool) -> None:
         self.node = node
@@ -37,6 +37,7 @@ class Probe:
         self.cause = cause
         self.counts = counts
         self.asked = False
+        self.hinted = False
         self.helpers = 0
         self.nacks = 0
 
@@ -86,7 +87,9 @@ class Probing:
 
     def _ping(self, seq: int, record: Record) -> Ping:
         common = self._common
-        said = (record.rumour(),) if record.state > UP_MAX else ()  # Lifeguard, buddy: let it refute at once
+        said = (
+            (record.rumour(),) if record.state > UP_MAX and not record.unverified else ()
+        )  # Lifeguard, buddy: let it refute at once
         return Ping(common.me.head, common.me.number(), seq, record.node, common.piggyback(*said))
 
     def _begin(self, record: Record, cause: str, *, counts: bool) -> None:
@@ -120,6 +123,8 @@ class Probing:
             return
         probe.asked = True
         wait_ns = INDIRECT_WAITS * self._timeout_ns(record)
+        if probe.hinted:
+            wait_ns = min(wait_ns, common.timing.hint_wait_ns * common.health.stretch)
         for helper in common.table.some(common.timing.indirect, lambda other: other.is_up and other is not record):
             probe.helpers += 1
             request = PingReq(common.me.head, common.me.number(), seq, record.node, wait_ns // MS, common.piggyback())
@@ -178,6 +183,7 @@ class Probing:
         self._begin(record, cause, counts=False)
         seq = self._of.get(node)
         if seq is not None:
+            self._open[seq].hinted = True
             self._late(seq)
 
     # --- messages ---

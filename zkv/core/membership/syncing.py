@@ -127,6 +127,8 @@ class Syncing:
             if bucket_of(own.node) in buckets:
                 records.append(own)
             records += [
-                record.rumour(whole=True) for node, record in common.table.records.items() if bucket_of(node) in buckets
+                record.rumour(whole=True)
+                for node, record in common.table.records.items()
+                if not record.unverified and bucket_of(node) in buckets
             ]
         return [records[i : i + RECORDS_MAX] for i in range(0, len(records), RECORDS_MAX)] or [[]]

@@ -199,6 +199,8 @@ class Table:
     def _of_records(self) -> tuple[int, ...]:
         hashes = [0] * BUCKETS
         for record in self.records.values():
+            if record.unverified:
+                continue  # we merely have not heard of it yet: that is no claim
             whole = not record.is_up or record.profile_incarnation == record.incarnation
             hashes[bucket_of(record.node)] ^= _hash(record.node, record.incarnation, record.state, whole)
         return tuple(hashes)

@@ -71,6 +71,8 @@ class Timing:
     flap_limit: int = 5
     hint_jitter_ns: int = 300 * MS
     hints_s: int = 5
+    #: helpers have so long where the transport says that a connection is gone
+    hint_wait_ns: int = 300 * MS
     leave_stay_ns: int = SECOND
     leave_acks: int = 3
     leave_max_ns: int = 5 * SECOND

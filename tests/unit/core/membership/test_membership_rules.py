@@ -452,6 +452,24 @@ def test_remembered_members_are_sought_and_taken_back_at_their_word() -> None:
     assert {k.node for k in one.core.keeping.snapshot()} == {2, 3}
 
 
+def test_what_was_only_remembered_is_no_accusation() -> None:
+    """A restarted node knows nobody to be up yet. Its SYNC and its pings must not make suspects of all others."""
+    one = One(1, members=[h.Remembered(NodeId(i), I1, State.ALIVE, profile(i)) for i in range(2, 10)])
+    effects = one.arrives(m.SyncDigest(one.head(2), one.next(), 1, (0,) * m.BUCKETS))
+    assert not [r for delta in sent(effects, m.SyncDelta) for r in delta.records if r.state is State.DEAD]
+    assert not [r for ping in sent(one.run_s(30, deaf=set(range(2, 10))), m.Ping) for r in ping.rumours if r.node > 2]
+
+
+def test_remembered_member_that_others_call_dead_is_dead() -> None:
+    one = One(1, members=[h.Remembered(NodeId(i), I1, State.ALIVE, profile(i)) for i in range(2, 10)])
+    one.gossip(2, dead(3, 2, 4))
+    assert one.core.accusers_of(NodeId(3)) == (2, 4)
+    one.gossip(3)
+    assert one.state(3) is State.DEAD  # now it has to refute
+    one.gossip(3, incarnation=I1 + 1)
+    assert one.state(3) is State.ALIVE
+
+
 def test_node_with_seeds_forms_no_cluster_alone() -> None:
     one = One(1, cluster=0, seeds=["10.0.0.2:7401"])
     hellos = [s for s in of(one.started + one.run_s(100), h.Send) if isinstance(s.message, m.Hello)]
