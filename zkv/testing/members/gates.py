@@ -33,6 +33,7 @@ GATES: Final[dict[str, Gate]] = {
     "dead_worst": Gate("silent crash: 99 % know dead, worst of 10", 9.5, "s", "15.6 s"),
     "reset_suspect": Gate("crash with reset: 99 % know suspect, worst of 10", 0.6, "s", "no such path"),
     "reset_dead": Gate("crash with reset: 99 % know dead, worst of 10", 5.5, "s", "no such path"),
+    "return": Gate("restart, also elsewhere and with nothing remembered: up everywhere after", 5, "s", "up to 30 s"),
     "spread": Gate("update reaches all, no loss", 100, "ms", "1,040 ms"),
     "spread_loss": Gate("update reaches all, 10 % loss", 500, "ms", "-"),
     "idle": Gate("idle cost of a member", 200, "B/s", "80 B/s"),
@@ -47,14 +48,17 @@ GATES: Final[dict[str, Gate]] = {
     "stopped_8": Gate("false deaths, stopped 8 s", 0, "", "0"),
     "stopped_16": Gate("false deaths, stopped 16 s", 0, "", "0"),
     "stopped_30": Gate("false deaths, stopped 30 s", 0, "", "0"),
+    "returned": Gate("members called dead 2 s after they ran again", 0, "", "-"),
     "isolated_8": Gate("false deaths at healthy members, 5 % isolated 8 s in a loop", 0, "", "0"),
     "isolated_16": Gate("false deaths at healthy members, isolated 16 s", 0, "", "0"),
     "isolated_30": Gate("false deaths at healthy members, isolated 30 s", 0, "", "0"),
     "isolated_60": Gate("false deaths at healthy members, isolated 60 s", 0, "", "-"),
+    "accused": Gate("healthy members suspected for each isolated one, in a minute", 20, "", "-"),
     "heal_50": Gate("partition of 60 s, 50 % cut off: all agree after", 20, "s", "never"),
     "heal_30": Gate("partition, 30 % cut off", 20, "s", "never"),
     "heal_10": Gate("partition, 10 % cut off", 20, "s", "never"),
     "heal_1": Gate("partition, 1 % cut off", 20, "s", "never"),
+    "heal_long": Gate("partition of 200 s, 50 % cut off", 20, "s", "never"),
     "stuck": Gate("pairs that disagree 60 s after a heal", 0, "", "known, open"),
 }
 #: the widths that Lifeguard's and the partition's figures were taken at
@@ -103,7 +107,7 @@ def _loss(percent: int) -> Callable[[int, int, Make], Figures]:
 def _stopped(seconds: int) -> Callable[[int, int, Make], Figures]:
     def trial(count: int, seed: int, make: Make) -> Figures:
         found = trials.disturbed(min(count, DISTURBED_MEMBERS), seed, seconds, isolated=False, make=make)
-        return {f"stopped_{seconds}": found.everywhere}
+        return {f"stopped_{seconds}": found.everywhere, "returned": found.returned}
 
     return trial
 
@@ -111,7 +115,10 @@ def _stopped(seconds: int) -> Callable[[int, int, Make], Figures]:
 def _isolated(seconds: int) -> Callable[[int, int, Make], Figures]:
     def trial(count: int, seed: int, make: Make) -> Figures:
         found = trials.disturbed(min(count, DISTURBED_MEMBERS), seed, seconds, isolated=True, make=make)
-        return {f"isolated_{seconds}": found.among_healthy}
+        figures: Figures = {f"isolated_{seconds}": found.among_healthy}
+        if seconds == 30:
+            figures["accused"] = found.suspicions
+        return figures
 
     return trial
 
@@ -124,14 +131,25 @@ def _partition(percent: int) -> Callable[[int, int, Make], Figures]:
     return trial
 
 
+def _long_partition(count: int, seed: int, make: Make) -> Figures:
+    found = trials.partition(min(count, DISTURBED_MEMBERS), seed, 0.5, cut_s=200, make=make)
+    return {"heal_long": found.seconds, "stuck": found.stuck}
+
+
+def _returns(count: int, seed: int, make: Make) -> Figures:
+    return {"return": trials.returns(min(count, DISTURBED_MEMBERS), seed, make=make)}
+
+
 #: by name; the longest first, so that several processes end together
 TRIALS: Final[dict[str, Callable[[int, int, Make], Figures]]] = {
     **{f"partition of {percent} %": _partition(percent) for percent in (50, 30, 10, 1)},
+    "long partition": _long_partition,
     "costs": _costs,
     "costs at 10 % loss": _costs_with_loss,
     **{f"loss of {percent} %": _loss(percent) for percent in (30, 20, 10, 5)},
     "crashes": _crashes,
     "crashes with resets": _resets,
+    "returns": _returns,
     **{f"stopped {seconds} s": _stopped(seconds) for seconds in (2, 8, 16, 30)},
     **{f"isolated {seconds} s": _isolated(seconds) for seconds in (8, 16, 30, 60)},
 }

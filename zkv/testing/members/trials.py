@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import ceil
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from zkv.core.membership import happenings as h
 from zkv.core.membership.states import State
@@ -22,6 +22,8 @@ from zkv.testing.members.world import SimMember, World
 Make = Callable[..., World]
 #: share of the members that has to know
 KNOW = 0.99
+#: after so long it has heard of a suspicion, refuted it, and the others know
+BACK_NS: Final = 2 * SECOND
 #: members that are disturbed, of all
 DISTURBED = 0.05
 
@@ -165,6 +167,10 @@ def _spread(world: World, member: SimMember) -> float:
 class Falsehoods(NamedTuple):
     everywhere: int
     among_healthy: int
+    #: disturbed members that were called dead though they had been back for a while
+    returned: int
+    #: suspicions of healthy members that reached a healthy one, per disturbed member and minute
+    suspicions: float
 
 
 def disturbed(
@@ -176,33 +182,44 @@ def disturbed(
     world.run_s(12)
     chosen = world.dice.sample(world.members, max(1, int(DISTURBED * count)))
     sick = {member.node for member in chosen}
-    everywhere = among_healthy = 0
+    everywhere = among_healthy = returned = 0
+    back_ns: dict[int, int] = {}
+    suspected: set[tuple[int, int]] = set()
 
     def watch(viewer: SimMember, change: h.StateChanged) -> None:
-        nonlocal everywhere, among_healthy
-        if change.after is State.DEAD and change.node not in sick:
+        nonlocal everywhere, among_healthy, returned
+        if change.node in sick:
+            returned += change.after is State.DEAD and world.now_ns - back_ns.get(change.node, world.now_ns) > BACK_NS
+            return
+        if change.after is State.DEAD:
             everywhere += 1
             among_healthy += viewer.node not in sick
+        elif change.after is State.SUSPECT and viewer.node not in sick:
+            assert viewer.core is not None
+            suspected.add((change.node, viewer.core.common.table.records[change.node].incarnation))
 
     def strike(member: SimMember) -> None:
         if isolated:
             world.isolate(member, 1 + member.index)
         else:
             world.pause(member)
-        world.after_s(seconds, relieve, member)
+        back_ns.pop(member.node, None)
+        world.after_s(seconds * (0.5 + world.dice.random()), relieve, member)
 
     def relieve(member: SimMember) -> None:
         if isolated:
             world.isolate(member, 0)
         else:
             world.resume(member)
+        back_ns[member.node] = world.now_ns
         world.after_s(0.5 + 4 * world.dice.random(), strike, member)
 
     world.watch.append(watch)
     for member in chosen:
         world.after_s(4 * world.dice.random(), strike, member)
-    world.run_s(max(total_s, 2 * seconds))
-    return Falsehoods(everywhere, among_healthy)
+    lasted_s = max(total_s, 2 * seconds)
+    world.run_s(lasted_s)
+    return Falsehoods(everywhere, among_healthy, returned, len(suspected) / len(sick) / lasted_s * 60)
 
 
 class Healing(NamedTuple):
@@ -227,3 +244,26 @@ def partition(
     seconds = (world.now_ns - at_ns) / SECOND if healed else float("inf")
     world.run_s(quiet_s)
     return Healing(seconds, world.disagreements())
+
+
+def returns(count: int, seed: int, *, make: Make = World, **options: Any) -> float:
+    """Restart members: at once and after they were called dead, at their address and at another, with and without what they remembered.
+
+    Returns the longest time until everybody sees all up again, and where.
+    """
+    world = make(count, seed, resets=True, **options)
+    world.found()
+    world.run_s(12)
+    longest = 0.0
+    for away_s in (0.1, 2, 20):
+        for moved in (False, True):
+            for wiped in (False, True):
+                victim = world.dice.choice(world.members)
+                seed_of = world.members[victim.index - 1].address
+                world.crash(victim)
+                world.run_s(away_s)
+                world.restart(victim, moved=moved, wiped=wiped, seeds=[seed_of])
+                at_ns = world.now_ns
+                found = world.run_s(60, lambda: world.disagreements() == 0 and world.lost() == 0)
+                longest = max(longest, (world.now_ns - at_ns) / SECOND if found else float("inf"))
+    return longest

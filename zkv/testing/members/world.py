@@ -31,6 +31,8 @@ CLUSTER: Final = 7
 _DELAY_NS: Final = (300_000, 1_500_000)
 #: an interval of 500 ms and a time-out of 1,500
 _MISSED_NS: Final = (1_500 * MS, 2_000 * MS)
+#: what is sent to a process that stands still waits in its pipes for so long; then the others have closed their connections
+_PIPE_NS: Final = 2_000 * MS
 _RESEND_NS: Final = 200 * MS
 _RESENDS_MAX: Final = 6
 
@@ -50,6 +52,7 @@ class SimMember:
         "name",
         "node",
         "paused",
+        "paused_ns",
         "subscribed",
         "wake_ns",
     )
@@ -62,6 +65,7 @@ class SimMember:
         self.generation = 1
         self.core: Membership | None = None
         self.paused = False
+        self.paused_ns = 0
         self.backlog: list[h.Event] = []
         self.wake_ns = 0
         #: whose rumours it gets, and the address where
@@ -194,6 +198,7 @@ class World:
 
     def pause(self, member: SimMember) -> None:
         member.paused = True
+        member.paused_ns = self.now_ns
         self._silence(member)
 
     def resume(self, member: SimMember) -> None:
@@ -264,7 +269,8 @@ class World:
         if member.core is None:
             return
         if member.paused:
-            member.backlog.append(event)
+            if self.now_ns - member.paused_ns < _PIPE_NS:
+                member.backlog.append(event)
         else:
             self._handle(member, event)
 
@@ -380,6 +386,16 @@ class World:
 
     def state(self, viewer: SimMember, subject: SimMember) -> State | None:
         return None if viewer.core is None else viewer.core.state_of(subject.node)
+
+    def lost(self) -> int:
+        """Pairs of running members one of whom holds another address of the other than it has."""
+        where = {member.node: member.address for member in self.running}
+        return sum(
+            record.profile.peer_address != where.get(record.node, record.profile.peer_address)
+            for member in self.running
+            if member.core is not None
+            for record in member.core.common.table.records.values()
+        )
 
     def disagreements(self) -> int:
         """Pairs of running members that do not see each other up."""
