@@ -34,8 +34,8 @@ class Health:
     def gap_ns(self, now_ns: int) -> int:
         """How long this process stood still before this turn; 0 = it did not. Call once a turn."""
         gap_ns, self._turn_ns = now_ns - self._turn_ns, now_ns
-        limit_ns = self._timing.probe_interval_ns * 3 * self.stretch // 2 + min(SECOND, self._timing.probe_interval_ns)
-        return gap_ns if gap_ns > limit_ns else 0
+        interval_ns = self._timing.probe_interval_ns  # a turn comes at least so often
+        return gap_ns if gap_ns > 3 * interval_ns // 2 + min(SECOND, interval_ns) else 0
 
     def paused(self, gap_ns: int) -> None:
         self.add(2)

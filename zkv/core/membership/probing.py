@@ -51,6 +51,8 @@ class Probing:
         self._of: dict[NodeId, int] = {}
         #: pings made for others: our seq -> who asked, under which number
         self._relays: dict[int, tuple[Route, int]] = {}
+        #: intervals since the last probe: one that is not well probes more rarely
+        self._skipped = 0
         self._hint_second = 0
         self._hints = 0
         #: told of each Ack of a member itself
@@ -66,7 +68,11 @@ class Probing:
     def _tick(self) -> None:
         common = self._common
         timing = common.timing
-        common.agenda.at(common.now_ns + timing.probe_interval_ns * common.health.stretch, self._tick)
+        common.agenda.at(common.now_ns + timing.probe_interval_ns, self._tick)  # also tells that we did not stand still
+        self._skipped += 1
+        if self._skipped < common.health.stretch:
+            return
+        self._skipped = 0
         if common.table.size <= timing.mesh_max:
             for record in common.table.records.values():
                 if record.state <= State.SUSPECT:

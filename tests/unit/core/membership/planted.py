@@ -56,10 +56,9 @@ def no_local_health(patch: Patch) -> None:
     patch.setattr(Health, "add", lambda self, points: None)
 
 
-@planted("isolated 60 s", 50, "isolated_60", "isolated_30", "isolated_16")
+@planted("isolated 60 s", 100, "isolated_60")
 def one_accuser_is_enough(patch: Patch) -> None:
     patch.setattr(Verdicts, "enough", lambda self, accusers: True)
-    patch.setattr(Health, "suspected", lambda self, node, now_ns, members: False)
 
 
 @planted("stopped 8 s", 100, "returned")
