@@ -265,5 +265,7 @@ def returns(count: int, seed: int, *, make: Make = World, **options: Any) -> flo
                 world.restart(victim, moved=moved, wiped=wiped, seeds=[seed_of])
                 at_ns = world.now_ns
                 found = world.run_s(60, lambda: world.disagreements() == 0 and world.lost() == 0)
-                longest = max(longest, (world.now_ns - at_ns) / SECOND if found else float("inf"))
+                if not found:
+                    return float("inf")
+                longest = max(longest, (world.now_ns - at_ns) / SECOND)
     return longest

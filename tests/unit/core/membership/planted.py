@@ -46,12 +46,12 @@ def planted(trial: str, members: int, *gates: str) -> Callable[[Callable[[Patch]
     return keep
 
 
-@planted("loss of 30 %", 30, "loss_30")
+@planted("loss of 30 %", 12, "loss_30")
 def no_refutation(patch: Patch) -> None:
     patch.setattr(Identity, "accused", lambda self, rumour: None)
 
 
-@planted("isolated 30 s", 50, "accused")
+@planted("isolated 30 s", 30, "accused")
 def no_local_health(patch: Patch) -> None:
     patch.setattr(Health, "add", lambda self, points: None)
 
@@ -61,7 +61,7 @@ def one_accuser_is_enough(patch: Patch) -> None:
     patch.setattr(Verdicts, "enough", lambda self, accusers: True)
 
 
-@planted("stopped 8 s", 100, "returned")
+@planted("stopped 8 s", 40, "returned")
 def no_pause_guard(patch: Patch) -> None:
     patch.setattr(Health, "gap_ns", lambda self, now_ns: 0)
 
@@ -100,7 +100,7 @@ def accusers_do_not_add_up(patch: Patch) -> None:
 
 @planted("loss of 30 %", 30, "loss_30")
 def suspicion_waits_for_nobody(patch: Patch) -> None:
-    patch.setattr(Suspicion, "_timeout_ns", lambda self: self._shortest_ns // 20)
+    patch.setattr(Suspicion, "_timeout_ns", lambda self: 0)
     patch.setattr(Verdicts, "enough", lambda self, accusers: True)
 
 
@@ -109,7 +109,7 @@ def evidence_of_the_transport_ignored(patch: Patch) -> None:
     patch.setattr(Probing, "on_evidence", lambda self, record, cause, near: None)
 
 
-@planted("costs", 100, "spread")
+@planted("costs", 50, "spread")
 def neighbours_do_not_repeat(patch: Patch) -> None:
     patch.setattr(Common, "tell", lambda self, rumour: self.rumours.add(rumour))
 
@@ -130,7 +130,7 @@ def hello_not_answered(patch: Patch) -> None:
     patch.setattr(Joining, "on_hello", lambda self, route, hello: None)
 
 
-@planted("returns", 8, "return")
+@planted("returns", 12, "return")
 def nothing_is_synced(patch: Patch) -> None:
     patch.setattr(Syncing, "on_delta", lambda self, record, delta: [])
 

@@ -8,8 +8,8 @@ from tests.unit.core.membership.planted import PLANTED
 from zkv.testing.members import gates
 
 #: small sizes, where a trial takes a second; 1,000 members and more seeds belong to the long run
-MEMBERS = {"crashes": 100, "crashes with resets": 100, "costs": 100}
-USUAL = 40
+MEMBERS = {"crashes": 100, "costs": 100, "loss of 30 %": 12, "loss of 20 %": 20}
+USUAL = 30
 
 
 @pytest.mark.parametrize("trial", gates.TRIALS)
