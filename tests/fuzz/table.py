@@ -16,12 +16,12 @@ from zlib import crc32
 
 from hypothesis import strategies as st
 
-from tests.fuzz import objects
+from tests.fuzz import gossip_objects, objects
 from tests.fuzz.damage import Parts
 from zkv.cli import lines
 from zkv.cli.journal import Journal, Position
 from zkv.client import codecs, url
-from zkv.codec import log, packed, plain, records, segment, segment_index, value, wire
+from zkv.codec import gossip, log, packed, plain, records, segment, segment_index, value, wire
 from zkv.codec.block import LZ4, decompress
 from zkv.config import environment_of, load, parse_address, parse_bytes, parse_ms
 from zkv.core import messages as m
@@ -86,6 +86,28 @@ def _closed(parts: Parts) -> m.Message:
 def _of_kind(kind: m.Kind) -> Decoder:
     covers = ("zkv.codec.wire.decode", "zkv.codec.wire_bodies.from_parts", f"Kind.{kind.name}")
     return Decoder(covers, objects.MESSAGES[kind], _opened, _closed, (ProtocolError,), MSGPACK)
+
+
+def _gossip_opened(message: Any) -> Parts:
+    frame = gossip.encode(message)
+    return [frame[: gossip.HEADER_BYTES], frame[gossip.HEADER_BYTES :]]
+
+
+def _gossip_closed(parts: Parts) -> Any:
+    """With the checksum that is, so that what changed is looked into."""
+    frame = _joined(parts).ljust(8, b"\0")
+    fitted = crc32(frame[:4] + bytes(4) + frame[8:]).to_bytes(4, "little")
+    return gossip.decode(frame[:4] + fitted + frame[8:])
+
+
+def _members_closed(parts: Parts) -> Any:
+    body = _joined(parts)[4:]
+    return gossip.decode_members(crc32(body).to_bytes(4, "little") + body)
+
+
+def _members_opened(members: Any) -> Parts:
+    data = gossip.encode_members(members)
+    return [data[:4], data[4:]]
 
 
 # --- log ---------------------------------------------------------------------------------------------------------------------
@@ -456,6 +478,29 @@ DECODERS: dict[str, Decoder] = {
         lambda parts: value.document_from(_joined(parts)),
         (ProtocolError,),
         (0, value.loads, value.dumps),
+    ),
+    "gossip": Decoder(
+        ("zkv.codec.gossip.decode",),
+        gossip_objects.messages,
+        _gossip_opened,
+        _gossip_closed,
+        (ProtocolError,),
+        MSGPACK,
+    ),
+    "gossip, as it comes": Decoder(
+        ("zkv.codec.gossip.decode",),
+        gossip_objects.messages,
+        lambda message: [gossip.encode(message)],
+        lambda parts: gossip.decode(_joined(parts)),
+        (ProtocolError,),
+    ),
+    "remembered members": Decoder(
+        ("zkv.codec.gossip.decode_members",),
+        gossip_objects.remembered,
+        _members_opened,
+        _members_closed,
+        (ProtocolError,),
+        MSGPACK,
     ),
     "manifest": Decoder(
         ("zkv.storage.manifest.decode_manifest",),

@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from zkv.cli.console import EXIT_FAILED, EXIT_OK, Console, count
+from zkv.cli.sim_members import run_members
 
 if TYPE_CHECKING:
     from zkv.testing.sim import Result
@@ -31,10 +32,13 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser], c
     parser.set_defaults(run=run)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--seed", type=int, metavar="N", help="this one; prints what it drew")
-    which.add_argument("--seeds", type=_range, default=range(100), metavar="A..B", help="A to B - 1; default 0..100")
+    which.add_argument("--seeds", type=_range, metavar="A..B", help="A to B - 1; default 0..100, with --members 1..2")
     parser.add_argument("--ops", type=count, default=200, metavar="N", help="operations a seed; default 200")
     parser.add_argument(
         "--jobs", type=count, default=os.cpu_count() or 1, metavar="J", help="processes; default: one per core"
+    )
+    parser.add_argument(
+        "--members", type=count, metavar="N", help="the membership core at N members instead, judged by its gates"
     )
     parser.add_argument("--shrink", action="store_true", help="cut a failing seed down and print it as a scenario")
 
@@ -42,7 +46,9 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser], c
 def run(args: argparse.Namespace, console: Console) -> int:
     from zkv.testing.sim import draw, shrink
 
-    seeds = [args.seed] if args.seed is not None else list(args.seeds)
+    if args.members is not None:
+        return run_members(args.members, _seeds(args, range(1, 2)), args.jobs, console)
+    seeds = _seeds(args, range(100))
     if args.seed is not None:
         console.line(draw(args.seed, args.ops).line())
     started = time.monotonic()
@@ -75,6 +81,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     failed = [{"seed": r.plan.seed, "rule": r.rule, "text": r.text, "command": r.command} for r in broken]
     console.document(**figures, faults=dict(sorted(fired.items())), failed=failed)
     return EXIT_FAILED if broken else EXIT_OK
+
+
+def _seeds(args: argparse.Namespace, usual: range) -> list[int]:
+    return [args.seed] if args.seed is not None else list(args.seeds or usual)
 
 
 def one(work: tuple[int, int]) -> Result:
