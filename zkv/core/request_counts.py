@@ -45,14 +45,13 @@ class RequestCounts:
 
     def at_once(self, operation: str, keys: int) -> None:
         """A request that was answered with all well, without a turn. Its duration is not among those of requests that took one."""
-        self._results[operation, "ok"] = self._results.get((operation, "ok"), 0) + 1
+        key = _OK[operation]
+        self._results[key] = self._results.get(key, 0) + 1
         self._keys[operation] += keys
 
     def answered(self, operation: str, keys: int, duration_ns: int) -> None:
         """One that is ok and was answered in the same turn."""
-        key = _OK[operation]
-        self._results[key] = self._results.get(key, 0) + 1
-        self._keys[operation] += keys
+        self.at_once(operation, keys)
         self._durations[operation].observe(duration_ns)
 
     def observe(self, now_ns: int) -> None:

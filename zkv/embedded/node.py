@@ -252,7 +252,7 @@ class EmbeddedNode(Node):
         return self._state.view.unsynced
 
     def give_up(self) -> None:
-        """Let go of everything after a failure."""
+        """Let go of everything. After a failure this is all that is left to do."""
         self._let_go()
         self.log.close()
 
@@ -261,8 +261,7 @@ class EmbeddedNode(Node):
         try:
             self.log.update_manifest(high_water_stamp=self._state.view.clock.high)
         finally:
-            self._let_go()
-            self.log.close()
+            self.give_up()
 
 
 def _nobody_asked(route: Route, reply: m.ClientReply) -> None:

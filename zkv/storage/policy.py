@@ -54,8 +54,6 @@ class Limits:
     output_bytes_max: int = 256 * MIB
     #: part of a segment's records that must be reapable before it is compacted for their sake
     reapable_share: float = 0.25
-    #: outputs of at least this size are compressed for size, smaller ones for speed
-    large_bytes: int = 64 * MIB
 
     def output_max(self, live_bytes: int) -> int:
         """Outputs grow with a store that so few of them could not hold: segments that are full take half of the number allowed."""
@@ -83,9 +81,6 @@ class MergePlan:
     @property
     def drops_only(self) -> bool:
         return self.reason is Reason.EMPTY
-
-    def codec(self, limits: Limits = LIMITS) -> str:
-        return "zstd" if self.output_bytes >= limits.large_bytes else "lz4"
 
 
 def plan(segments: Sequence[SegmentState], limits: Limits = LIMITS) -> MergePlan | None:

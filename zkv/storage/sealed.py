@@ -62,7 +62,6 @@ class SealedStore:
         """
         self._files = files
         self._path = path
-        self.partitions: Final = partitions
         self.hash_seed: Final = hash_seed
         self.shift: Final = 64 - (partitions.bit_length() - 1)
         self._note = note
@@ -100,7 +99,8 @@ class SealedStore:
     # --- segments ---
 
     def add(self, summary: SegmentSummary) -> int:
-        """Open a segment that lies in its place, if it is not open; its slot. Its records count as soon as they are installed, or loaded. Raises: CorruptData, OSError."""
+        """Open a segment that lies in its place, if it is not open; its slot. Its records count as soon as they are installed, or loaded; no merge takes it
+        before it is `complete`. Raises: CorruptData, OSError."""
         path = segment_path(self._path, summary.id)
         for slot, known in self._segments.items():
             if known.summary.id == summary.id:
@@ -108,6 +108,7 @@ class SealedStore:
         slot = next(n for n in range(1, len(self._segments) + 2) if n not in self._segments)
         self._segments[slot] = Segment.open(self._files, path, summary)
         self._dead[slot] = {}
+        self._incomplete.add(slot)
         return slot
 
     def retire(self, slot: int) -> str:
@@ -259,7 +260,6 @@ class SealedStore:
 
     def install(self, slot: int) -> Iterator[None]:
         """Put the records of a segment in force, a share at a time. Raises: CorruptData."""
-        self._incomplete.add(slot)
         segment = self._segments[slot]
         rows = 0
         for pid in segment.partitions():
@@ -308,7 +308,6 @@ class SealedStore:
         """
         import numpy as np
 
-        self._incomplete.add(output)
         slots = np.array(inputs, np.uint64)
         origin = np.array(origins, np.uint64)
         old = slots[origin >> np.uint64(32)] << np.uint64(40) | (origin & np.uint64(0xFFFFFFFF)) << np.uint64(8)

@@ -79,7 +79,7 @@ def _add_all(sealed: SealedStore, log: LogStore) -> dict[str, str]:
     lost: dict[str, str] = {}
     for tree in log.manifest.segments:
         try:
-            sealed.add(SegmentSummary.from_tree(tree))
+            sealed.complete(sealed.add(SegmentSummary.from_tree(tree)))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EIO):
                 raise  # no descriptors left, say: that is no verdict on a file

@@ -6,7 +6,8 @@ know: bytes of files, requests, threads.
 Each kind of work is one generator. It hands a job to the worker and waits, or does a bounded share on the loop's thread and yields, so that no
 turn is long. Invariants: a manifest names a file only after it is complete, synced, under its name, and its key index was read; log files and segments are
 unlinked only after a manifest that does not need them is on disk; a layer leaves memory only after every record of it can be looked up sealed. What
-fails before the manifest names its result begins anew later, its inputs stay; what fails after that is gone on with. A log file that cannot be read any
+fails before its result has its name begins anew later, its inputs stay; from then on it is gone on with: an update of the manifest that failed may be on disk
+all the same, so the result stays, too. A log file that cannot be read any
 more is no reason to stop: its layer is still in memory and is sealed from there. Source: storage reference, 6.5; rows 2, 4 and 10 of section 7.
 """
 
@@ -29,13 +30,12 @@ from zkv.storage.record_table import RecordTable
 from zkv.storage.recovery import WAL
 from zkv.storage.sealed import ROWS_AT_ONCE, SealedStore
 from zkv.storage.sealing import seal_layer
+from zkv.storage.segment import SegmentSummary
 from zkv.storage.segment_jobs import LogSource, MergeJob, SealJob, SegmentSource
 from zkv.storage.worker import Job, Worker
 
 #: layers that may wait to be sealed; with more of them nothing is taken in
 FROZEN_MAX: Final = 3
-#: steps of bounded work in one turn; a step is about a thousand records
-STEPS_PER_TURN: Final = 1
 RETRY_NS_MIN: Final = 1_000_000_000
 RETRY_NS_MAX: Final = 60_000_000_000
 
@@ -102,9 +102,7 @@ class Upkeep:
                 continue
             if lane.work is None:
                 lane.work = lane.begin()
-            for _ in range(STEPS_PER_TURN):
-                if lane.work is None or not lane.ready(now_ns):
-                    break
+            if lane.work is not None:
                 self._step(lane, now_ns)
 
     def _step(self, lane: _Lane, now_ns: int) -> None:
@@ -187,24 +185,22 @@ class Upkeep:
         elif task.error is not None:
             raise task.error
         summary = task.summary
-        slot = 0
         added: tuple[dict[str, Any], ...] = ()
         if summary is not None:
             self._publish(summary.id)
-            slot = self.sealed.add(summary)
             added = (summary.to_tree(),)
-        try:
+
+        def name() -> Iterator[None]:
             self._log.update_manifest(
                 segments=self._log.manifest.segments + added,
                 wal_floor=through_seq + 1,
                 high_water_stamp=max(self._log.manifest.high_water_stamp, self._table.stamp_high),
             )
-        except BaseException:
-            if slot:
-                self._unlink(self.sealed.retire(slot))
-            raise
+            return iter(())
+
+        yield from self._until_done(name)
         if summary is not None:
-            yield from self._put_in_force(slot, layer)
+            yield from self._put_in_force(summary, layer)
             self.seals += 1
             self.sealed_bytes += summary.file_bytes
         self._table.thaw(through_seq)
@@ -230,8 +226,9 @@ class Upkeep:
             missing=manifest.known_corrupt,
         )
 
-    def _put_in_force(self, slot: int, layer: MemoryTable) -> _Work:
-        yield from self._until_done(lambda: self.sealed.install(slot))
+    def _put_in_force(self, summary: SegmentSummary, layer: MemoryTable) -> _Work:
+        yield from self._until_done(lambda: self.sealed.install(self.sealed.add(summary)))
+        slot = self.sealed.add(summary)
         # what came meanwhile was looked up while these records were in the layer, and by key
         later = [key for table in self._table.later_than(layer) for key in table.sets]
 
@@ -292,18 +289,24 @@ class Upkeep:
             self._leave_out(slots)
             return
         self._publish(segment_id)
-        output = self.sealed.add(result.summary)
+        summary = result.summary
+        output = self.sealed.add(summary)
         try:
-            # read now what pointing to it will need: from the manifest on there is no way back
+            # read now what pointing to it will need: no manifest names it yet
             moves = self.sealed.moves(output, slots, result.origins)
-            # from here on a restart reads the output; until the index points to it, this process reads the inputs
-            self._name_instead(slots, (result.summary.to_tree(),))
         except BaseException:
             self._unlink(self.sealed.retire(output))
             raise
+
+        def name() -> Iterator[None]:
+            self._name_instead(slots, (summary.to_tree(),))
+            return iter(())
+
+        yield from self._until_done(name)
+        # from here on a restart reads the output; until the index points to it, this process reads the inputs
         yield from self._until_done(lambda: self.sealed.move(moves))
         self.sealed.complete(output)
-        self.merged_bytes += result.summary.file_bytes
+        self.merged_bytes += summary.file_bytes
         self._retire(slots)
 
     def _leave_out(self, slots: list[int]) -> None:
