@@ -174,7 +174,7 @@ class Upkeep:
 
     def _seal(self, layer: MemoryTable) -> _Work:
         if layer.recovered:  # its keys came without a look-up: find those whose hash a sealed key has
-            yield from self._shares(list(layer.sets), self.sealed.compare)
+            yield from self._shares([*layer.sets, *layer.passed_on], self.sealed.compare)
         through_seq = layer.through_seq
         task = SealTask(self._files, self._seal_job(through_seq))
         self._sealer.submit(task)
